@@ -1,0 +1,1 @@
+//! What prepare.py is: corpus, tokenizer, token files, packing.

@@ -1,0 +1,1 @@
+//! Pictures of a study, drawn from its ledger alone.

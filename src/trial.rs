@@ -1,0 +1,119 @@
+//! A trial and what became of it: plain data, and the lines of the ledger.
+
+use serde::{Deserialize, Serialize};
+
+/// One attempt: a proposed source, built, trained, scored, decided. A line of `trials.jsonl`.
+///
+/// What is not known is `None` (`null` in the ledger), never zero.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// 0 is the unchanged baseline.
+    pub trial: usize,
+    /// The kept trial whose source this one started from.
+    pub parent: Option<usize>,
+    /// The commit of a kept trial on the study's branch, full hash.
+    pub commit: Option<String>,
+    /// Who proposed it.
+    pub proposer: String,
+    /// One line: what was tried.
+    pub description: String,
+    /// What the trial came to in autoresearch's words; follows from `outcome` and the judge.
+    pub status: Status,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// Why it ended so, for a person: a compiler's first error, a panic's message, the comparison
+    /// that rejected the exam, or what the judge says.
+    pub reason: Option<String>,
+    #[serde(flatten)]
+    pub measurement: Measurement,
+    /// The seed that the trainer was handed.
+    pub seed: u64,
+    /// SHA-256 of the source, in hexadecimal.
+    pub source_sha256: String,
+    /// When the trial began.
+    pub started: jiff::Timestamp,
+}
+
+/// What the host measured of a trial. Seconds are wall clock, as the parent process saw them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Validation cost in bits per byte of text, over the study's fixed windows. Lower is better.
+    pub val_bpb: Option<f64>,
+    /// From the first moment the trainer could ask for a batch to its return.
+    pub training_seconds: Option<f64>,
+    /// What the proposer took.
+    pub propose_seconds: Option<f64>,
+    /// From the edited source to a loadable library.
+    pub build_seconds: Option<f64>,
+    /// From spawning the worker to a built model.
+    pub startup_seconds: Option<f64>,
+    /// Saving the weights and both rooms of the exam.
+    pub eval_seconds: Option<f64>,
+    /// The whole trial.
+    pub total_seconds: Option<f64>,
+    /// Batches that the session handed out.
+    pub num_steps: Option<u64>,
+    /// Tokens in those batches.
+    pub total_tokens: Option<u64>,
+    /// Elements of all tensors in the checkpoint.
+    pub num_params: Option<u64>,
+    /// The training worker's peak resident memory, in MiB.
+    pub peak_memory_mb: Option<f64>,
+    /// Peak memory on the accelerator, in MiB.
+    pub peak_vram_mb: Option<f64>,
+    /// The last loss that the trainer reported, in nats a token. Decides nothing.
+    pub train_loss: Option<f64>,
+}
+
+/// autoresearch's three words for a finished trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Measured, and now the incumbent.
+    Keep,
+    /// Measured, and not better.
+    Discard,
+    /// Never came to a measurement that counts.
+    Crash,
+}
+
+/// How a trial ended: a fact, before any judgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Trained, sat the exam, and the two rooms agreed.
+    Measured,
+    /// The proposed source may not be tried: the reason says why.
+    Refused,
+    /// The compiler refused the source; its errors are in `build.log`.
+    BuildFailed,
+    /// The library compiled, but does not fit the boundary or cannot be loaded.
+    LoadFailed,
+    /// A method of the trainer returned an error.
+    Failed,
+    /// A method of the trainer panicked.
+    Panicked,
+    /// The worker ended by itself with this status.
+    Exited { exit_code: i32 },
+    /// The worker was ended by this signal, which was not ours.
+    Signalled { signal: i32 },
+    /// The worker went on past its time and was killed.
+    TimedOut,
+    /// The exam's answers contradict each other or are no answers.
+    Rejected,
+}
+
+impl Outcome {
+    /// Whether the trial has a `val_bpb` that counts.
+    pub fn is_measured(&self) -> bool {
+        matches!(self, Self::Measured)
+    }
+}
+
+impl Trial {
+    /// Whether this trial became the incumbent.
+    pub fn is_kept(&self) -> bool {
+        self.status == Status::Keep
+    }
+}
