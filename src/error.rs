@@ -1,5 +1,6 @@
 //! Why a study cannot go on; what becomes of a single trial is an [`Outcome`](crate::Outcome) instead.
 
+use crate::proposer::ProposeError;
 use std::{io, path::PathBuf};
 
 /// The library's one error: each says what failed, where, and what to try.
@@ -14,6 +15,76 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
+
+    /// A program that the loop needs is not there.
+    #[error("cannot run {program}: {source}; is it installed and on the PATH?")]
+    Program { program: &'static str, source: io::Error },
+
+    /// A program that the loop needs did not do its work.
+    #[error("`{command}` failed in {}:\n{complaint}", folder.display())]
+    Command { command: String, folder: PathBuf, complaint: String },
+
+    /// The text is no budget.
+    #[error("{text:?} is no budget: {problem} (examples: 5m, 90s, 200steps)")]
+    Budget { text: String, problem: &'static str },
+
+    /// The folder is no trainer crate.
+    #[error("{} cannot be used as a trainer: {problem}", folder.display())]
+    TrainerCrate { folder: PathBuf, problem: String },
+
+    /// The study was begun under other conditions, and its numbers would not compare.
+    #[error(
+        "{} belongs to another configuration: {differences}; continue it as it was begun, or \
+         choose another folder",
+        folder.display()
+    )]
+    OtherConfiguration { folder: PathBuf, differences: String },
+
+    /// Another process has the study open.
+    #[error("{} is open in another process; a study runs in one at a time", folder.display())]
+    Locked { folder: PathBuf },
+
+    /// The ledger is damaged in the middle, where no crash can have torn it.
+    #[error("{} is damaged at line {line}: {problem}; mend or remove that line", path.display())]
+    Ledger { path: PathBuf, line: usize, problem: String },
+
+    /// There is nothing to improve on.
+    #[error("the unchanged trainer came to nothing: {reason}; see {}", folder.display())]
+    Baseline { reason: String, folder: PathBuf },
+
+    /// The proposer gave up.
+    #[error("the proposer {proposer} cannot go on: {source}")]
+    Proposer { proposer: String, source: ProposeError },
+
+    /// Too little space for another trial.
+    #[error(
+        "the disk of {} is full: {free_mb} MiB are left; nothing is lost, make room and start again",
+        folder.display()
+    )]
+    DiskFull { folder: PathBuf, free_mb: u64 },
+
+    /// A study was started by a worker: the program forgot to become one.
+    #[error(
+        "this process is a worker and cannot open a study: call \
+         `overnight::worker::run_if_worker()` first thing in `main`"
+    )]
+    InsideWorker,
+
+    /// The program does not become a worker when it is run as one.
+    #[error(
+        "{} does not answer as a worker ({problem}): its `main` must call \
+         `overnight::worker::run_if_worker()` first thing",
+        program.display()
+    )]
+    NoWorker { program: PathBuf, problem: String },
+
+    /// The system names no folder for caches.
+    #[error("there is no home for caches: set OVERNIGHT_CACHE to a folder")]
+    NoCacheFolder,
+
+    /// The system has no randomness to give.
+    #[error("cannot draw random numbers: {0}")]
+    Randomness(String),
 }
 
 /// The result of everything that can end a study.

@@ -1,10 +1,36 @@
 #![deny(unsafe_code)]
 
+mod budget;
+mod builder;
+mod bundle;
+mod cargo;
+mod config;
 pub mod data;
 mod error;
+mod event;
+mod exam;
+mod hash;
+mod judge;
+mod ledger;
+pub mod plugin;
 pub mod proposer;
 pub mod report;
+mod runner;
+mod stop;
+mod study;
+mod trainer_crate;
 mod trial;
+pub mod worker;
+mod workspace;
 
+pub use budget::Budget;
+pub use builder::{StudyBuilder, cache_dir};
+pub use cargo::{Build, Cargo};
+pub use config::Config;
 pub use error::{Error, Result};
+pub use event::Event;
+pub use ledger::Ledger;
+pub use stop::StopHandle;
+pub use study::Study;
+pub use trainer_crate::TrainerCrate;
 pub use trial::{Measurement, Outcome, Status, Trial};

@@ -53,9 +53,6 @@ pub use error::{Error, Result};
 pub use session::{Batch, Session};
 pub use trainer::{Device, Setup, Trainer, Windows};
 
-#[doc(hidden)]
-pub use abi_stable;
-
 /// Exports a [`Trainer`] from the `cdylib` that this is called in, once, at the crate's root.
 ///
 /// It writes the library's root module, which carries the layout of every type that crosses, so
@@ -65,10 +62,21 @@ pub use abi_stable;
 #[macro_export]
 macro_rules! export_trainer {
     ($trainer:ty) => {
+        // As abi_stable's `export_root_module` would write it, but under names that do not need
+        // abi_stable among the trainer's own dependencies.
         #[doc(hidden)]
-        #[$crate::abi_stable::export_root_module]
-        pub fn overnight_trainer_module() -> $crate::raw::TrainerModule_Ref {
-            $crate::raw::module::<$trainer>()
-        }
+        #[unsafe(no_mangle)]
+        pub static OVERNIGHT_TRAINER: $crate::raw::LibHeader = {
+            extern "C" fn constructor() -> $crate::raw::RootModuleResult {
+                $crate::raw::root_module::<$trainer>()
+            }
+            // SAFETY: `root_module` returns a `TrainerModule_Ref`, erased.
+            unsafe {
+                $crate::raw::LibHeader::from_constructor::<$crate::raw::TrainerModule_Ref>(
+                    constructor,
+                    $crate::raw::CheckTypeLayout::Yes,
+                )
+            }
+        };
     };
 }

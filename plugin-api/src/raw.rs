@@ -10,7 +10,7 @@
 use crate::{Device, Error, Session, Setup, Trainer, Windows};
 use abi_stable::{
     StableAbi,
-    library::RootModule,
+    library::{__call_root_module_loader, RootModule},
     package_version_strings,
     prefix_type::PrefixTypeTrait,
     sabi_trait,
@@ -42,6 +42,12 @@ pub trait Host {
     #[sabi(last_prefix_field)]
     fn report(&mut self, loss: f64);
 }
+
+/// What [`export_trainer!`](crate::export_trainer) writes into a library, under [`SYMBOL`].
+pub use abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult};
+
+/// The name of the static that holds a library's [`LibHeader`].
+pub const SYMBOL: &str = "OVERNIGHT_TRAINER";
 
 /// [`Setup`], as it crosses.
 #[repr(C)]
@@ -129,9 +135,12 @@ impl RootModule for TrainerModule_Ref {
     const VERSION_STRINGS: VersionStrings = package_version_strings!();
 }
 
-/// The root module for trainers of type `T`: what [`export_trainer!`](crate::export_trainer) exports.
-pub fn module<T: Trainer + 'static>() -> TrainerModule_Ref {
-    TrainerModule { new: new::<T> }.leak_into_prefix()
+/// The root module for trainers of type `T`, type erased.
+pub fn root_module<T: Trainer + 'static>() -> RootModuleResult {
+    fn module<T: Trainer + 'static>() -> TrainerModule_Ref {
+        TrainerModule { new: new::<T> }.leak_into_prefix()
+    }
+    __call_root_module_loader(module::<T>)
 }
 
 extern "C" fn new<T: Trainer + 'static>(setup: &RawSetup) -> Answer<BoxedTrainer> {

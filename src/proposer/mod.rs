@@ -25,6 +25,34 @@ pub trait Proposer: Send {
     }
 }
 
+/// A closure is a proposer.
+impl<F> Proposer for F
+where
+    F: FnMut(&Brief<'_>) -> Result<Proposal, ProposeError> + Send,
+{
+    fn name(&self) -> &str {
+        "closure"
+    }
+
+    fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
+        self(brief)
+    }
+}
+
+impl Proposer for Box<dyn Proposer> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
+        (**self).propose(brief)
+    }
+
+    fn observe(&mut self, trial: &Trial, source: &str) {
+        (**self).observe(trial, source);
+    }
+}
+
 /// What a proposer is told.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -67,3 +95,5 @@ pub enum ProposeError {
     #[error("the proposer failed: {0}")]
     Failed(String),
 }
+pub struct Tuner; impl Tuner{pub fn new(_:u64)->Self{todo!()}}
+impl Proposer for Tuner{fn name(&self)->&str{""} fn propose(&mut self,_:&Brief<'_>)->Result<Proposal,ProposeError>{todo!()}}

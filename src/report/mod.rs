@@ -1,1 +1,2 @@
-//! Pictures of a study, drawn from its ledger alone.
+//! stub
+pub const RESULTS_HEADER:&str=""; pub fn results_row(_:&crate::Trial)->String{todo!()}

@@ -1,0 +1,130 @@
+//! Research while you sleep: trials of a trainer, one after the other, until Ctrl-C.
+//!
+//! ```text
+//! cargo run --release --example overnight
+//! ```
+
+mod view;
+
+use clap::Parser;
+use overnight::{
+    Budget, Error, StopHandle, Study, data::DataSpec, proposer::ProposerSpec, report,
+};
+use std::{path::PathBuf, process::ExitCode, thread};
+use view::View;
+
+/// Trains, scores and keeps or discards one edited trainer after the other.
+///
+/// Press Ctrl-C to end the night: what is recorded stays, and the same command goes on from there.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// The study's folder, created or resumed [default: runs/ and the date]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Stop after this many trials beyond the baseline [default: never]
+    #[arg(long, value_name = "N")]
+    trials: Option<usize>,
+    /// What each trial may spend on training: 5m, 90s or 200steps
+    #[arg(long, default_value_t)]
+    budget: Budget,
+    /// A trainer crate [default: the GPT that comes with overnight]
+    #[arg(long, value_name = "DIR")]
+    trainer: Option<PathBuf>,
+    /// The research instructions
+    #[arg(long, value_name = "FILE", default_value = "program.md")]
+    program: PathBuf,
+    /// builtin, or a .txt file, or a folder of them
+    #[arg(long, value_name = "SPEC", default_value_t = DataSpec::Builtin)]
+    data: DataSpec,
+    /// Who writes the next source: tuner, or replay:DIR
+    #[arg(long, value_name = "SPEC", default_value = "tuner")]
+    proposer: ProposerSpec,
+    /// Every seed of the study derives from it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// One JSON event a line on standard output, instead of progress bars
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    // First of all: a study runs this program again for every trial.
+    overnight::worker::run_if_worker();
+    let options = Options::parse();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overnight: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Error> {
+    let stop = StopHandle::new();
+    end_on_interrupt(stop.clone());
+    let (observer, events) = crossbeam_channel::unbounded();
+    let mut view = View::new(options.json, options.budget, options.trials);
+    let viewer = thread::spawn(move || {
+        for event in events {
+            view.show(&event);
+        }
+    });
+    let study = study(options, stop, observer);
+    let result = study.and_then(|mut study| {
+        let result = study.optimize(options.trials);
+        // What is recorded is worth a report, whatever ended the night.
+        let trials = study.trials().to_vec();
+        let chart = report::write_chart(study.dir(), &trials);
+        result.and(chart).map(|()| (study.dir().to_owned(), trials))
+    });
+    // The study is gone, and with it the last sender of events.
+    let _ = viewer.join();
+    let (dir, trials) = result?;
+    if !options.json {
+        print!("{}", report::summary(&trials));
+        println!("chart:            {}", dir.join("progress.svg").display());
+    }
+    Ok(())
+}
+
+fn study(
+    options: &Options,
+    stop: StopHandle,
+    observer: crossbeam_channel::Sender<overnight::Event>,
+) -> Result<Study, Error> {
+    let dir = options.dir.clone().unwrap_or_else(todays_dir);
+    let mut builder = Study::builder(dir)
+        .budget(options.budget)
+        .data(options.data.clone())
+        .seed(options.seed)
+        .proposer(options.proposer.build(options.seed)?)
+        .program_file(&options.program)?
+        .stop_handle(stop)
+        .observer(observer);
+    if let Some(trainer) = &options.trainer {
+        builder = builder.trainer(trainer);
+    }
+    builder.open()
+}
+
+/// `runs/nov24`
+fn todays_dir() -> PathBuf {
+    let today = jiff::Zoned::now().strftime("%b%-d").to_string().to_lowercase();
+    PathBuf::from("runs").join(today)
+}
+
+/// The first Ctrl-C lets the study end well, a second one does not wait.
+fn end_on_interrupt(stop: StopHandle) {
+    let handler = move || {
+        if stop.is_stopped() {
+            std::process::exit(130);
+        }
+        stop.stop();
+        eprintln!("\nstopping; once more to end at once");
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        eprintln!("overnight: Ctrl-C will not end the night cleanly: {error}");
+    }
+}

@@ -1,0 +1,110 @@
+//! How long a trial trains: a wall-clock time, or an exact number of steps.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr, time::Duration};
+
+/// What a trial may spend on training.
+///
+/// Written as `5m`, `90s`, `1h`, `500ms` or `200steps`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Budget {
+    /// Wall-clock time from the first moment that the trainer can ask for a batch.
+    WallClock(Duration),
+    /// This many batches: exact, the same on every machine, for tests and benches.
+    Steps(u64),
+}
+
+impl Budget {
+    /// The wall clock's limit, if it is one.
+    pub fn duration(&self) -> Option<Duration> {
+        match *self {
+            Self::WallClock(duration) => Some(duration),
+            Self::Steps(_) => None,
+        }
+    }
+}
+
+impl Default for Budget {
+    /// Five minutes, as in autoresearch.
+    fn default() -> Self {
+        Self::WallClock(Duration::from_mins(5))
+    }
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |problem| Error::Budget { text: text.to_owned(), problem };
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| refuse("it must start with a number"))?;
+        let millis_each = match unit.trim() {
+            "steps" | "step" if number > 0 => return Ok(Self::Steps(number)),
+            "ms" => 1,
+            "s" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            "steps" | "step" => return Err(refuse("nothing can be learned in no time")),
+            _ => return Err(refuse("its unit is none of ms, s, m, h, steps")),
+        };
+        if number == 0 {
+            return Err(refuse("nothing can be learned in no time"));
+        }
+        let millis = number.checked_mul(millis_each).ok_or_else(|| refuse("it is too long"))?;
+        if millis > 7 * 24 * 3_600_000 {
+            return Err(refuse("it is longer than a week"));
+        }
+        Ok(Self::WallClock(Duration::from_millis(millis)))
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Steps(steps) => write!(f, "{steps}steps"),
+            Self::WallClock(duration) => match duration.as_millis() {
+                millis if millis % 60_000 == 0 => write!(f, "{}m", millis / 60_000),
+                millis if millis % 1_000 == 0 => write!(f, "{}s", millis / 1_000),
+                millis => write!(f, "{millis}ms"),
+            },
+        }
+    }
+}
+
+impl From<Budget> for String {
+    fn from(budget: Budget) -> Self {
+        budget.to_string()
+    }
+}
+
+impl TryFrom<String> for Budget {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_read_and_written_alike() {
+        for text in ["5m", "90s", "500ms", "200steps", "1m"] {
+            let budget: Budget = text.parse().unwrap();
+            assert_eq!(budget.to_string(), text);
+        }
+        assert_eq!("60s".parse::<Budget>().unwrap(), "1m".parse().unwrap());
+    }
+
+    #[test]
+    fn an_empty_unbounded_or_unitless_budget_is_refused() {
+        for text in ["", "0s", "0steps", "5", "five minutes", "-3s", "99999999999999999h", "200h"] {
+            assert!(text.parse::<Budget>().is_err(), "{text:?} was taken");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! How a study is described and opened.
+
+use crate::{
+    Budget, Error, Event, Result, Study,
+    cargo::Cargo,
+    config::Config,
+    data::{DataSpec, Dataset, PrepareOptions},
+    exam::{Exam, Rules},
+    ledger::Ledger,
+    proposer::{Proposer, Tuner},
+    runner::{Limits, Runner},
+    stop::StopHandle,
+    trainer_crate::TrainerCrate,
+    worker::{self, protocol::Setup},
+    workspace::{self, Workspace},
+};
+use crossbeam_channel::Sender;
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+/// Describes a study; [`open`](Self::open) begins or resumes it.
+///
+/// Everything has a default: five-minute trials of the built-in trainer on the built-in corpus,
+/// proposed by the built-in tuner.
+#[must_use]
+pub struct StudyBuilder {
+    dir: PathBuf,
+    budget: Budget,
+    seed: u64,
+    data: DataSpec,
+    vocab_size: usize,
+    trainer: Option<PathBuf>,
+    program: String,
+    proposer: Option<Box<dyn Proposer>>,
+    rules: Rules,
+    threads: Option<usize>,
+    cuda_device: Option<usize>,
+    limits: Limits,
+    cache_dir: Option<PathBuf>,
+    worker_program: Option<PathBuf>,
+    observers: Vec<Sender<Event>>,
+    stop: StopHandle,
+}
+
+impl StudyBuilder {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            budget: Budget::default(),
+            seed: 0,
+            data: DataSpec::Builtin,
+            vocab_size: PrepareOptions::default().vocab_size,
+            trainer: None,
+            program: include_str!("../program.md").to_owned(),
+            proposer: None,
+            rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
+            threads: None,
+            cuda_device: None,
+            limits: Limits::default(),
+            cache_dir: None,
+            worker_program: None,
+            observers: Vec::new(),
+            stop: StopHandle::new(),
+        }
+    }
+
+    /// What each trial may spend on training. Default: five minutes.
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Every seed of the study derives from this one. Default: 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// What to learn from. Default: [`DataSpec::Builtin`].
+    pub fn data(mut self, data: DataSpec) -> Self {
+        self.data = data;
+        self
+    }
+
+    /// Distinct tokens, the special one included. Default: 2048.
+    pub fn vocab_size(mut self, vocab_size: usize) -> Self {
+        self.vocab_size = vocab_size;
+        self
+    }
+
+    /// Tokens in the longest window, and in each of the exam's. Default: 256.
+    pub fn max_seq_len(mut self, tokens: usize) -> Self {
+        self.rules.seq_len = tokens;
+        self
+    }
+
+    /// Validation windows in the exam. Default: 256.
+    pub fn exam_windows(mut self, windows: usize) -> Self {
+        self.rules.windows = windows;
+        self
+    }
+
+    /// Answers compared between the exam's two rooms. Default: 256.
+    pub fn exam_comparisons(mut self, comparisons: usize) -> Self {
+        self.rules.comparisons = comparisons;
+        self
+    }
+
+    /// The folder of a trainer crate. Default: the GPT that comes with the library.
+    pub fn trainer(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.trainer = Some(folder.into());
+        self
+    }
+
+    /// The research instructions, as text. Default: the `program.md` that comes with the library.
+    pub fn program(mut self, text: impl Into<String>) -> Self {
+        self.program = text.into();
+        self
+    }
+
+    /// The research instructions, from a file.
+    pub fn program_file(self, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Ok(self.program(text))
+    }
+
+    /// Who writes the sources. Default: the [`Tuner`].
+    pub fn proposer(mut self, proposer: impl Proposer + 'static) -> Self {
+        self.proposer = Some(Box::new(proposer));
+        self
+    }
+
+    /// Threads that a trainer computes on. Default: one a core.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Train on the CUDA device with this ordinal. Default: on the CPU.
+    pub fn cuda_device(mut self, ordinal: usize) -> Self {
+        self.cuda_device = Some(ordinal);
+        self
+    }
+
+    /// How long after its budget a trainer may take to return before it is killed. Default: 30 s.
+    pub fn grace(mut self, grace: std::time::Duration) -> Self {
+        self.limits.grace = grace;
+        self
+    }
+
+    /// Where corpora and build products are kept for all studies. Default: [`cache_dir`].
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(folder.into());
+        self
+    }
+
+    /// The program to run as worker. Default: this one, again. Its `main` must begin with
+    /// [`overnight::worker::run_if_worker()`](crate::worker::run_if_worker).
+    pub fn worker_program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.worker_program = Some(program.into());
+        self
+    }
+
+    /// Sends every [`Event`] here. May be called again for another observer.
+    pub fn observer(mut self, observer: Sender<Event>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Lets `stop` end the study from another thread.
+    pub fn stop_handle(mut self, stop: StopHandle) -> Self {
+        self.stop = stop;
+        self
+    }
+
+    /// Prepares the data, compiles the trainer's dependencies, and begins the study, or resumes it
+    /// where its folder has one. Both preparations are done once a machine.
+    ///
+    /// # Errors
+    /// Whatever would make the night useless, said before it begins: a missing program, unusable
+    /// data, a folder that belongs to another configuration or to another running study.
+    pub fn open(self) -> Result<Study> {
+        if worker::is_worker() {
+            return Err(Error::InsideWorker);
+        }
+        workspace::check_git()?;
+        fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+        let dir = self.dir.canonicalize().map_err(Error::io("open", &self.dir))?;
+        let lock = lock(&dir)?;
+        let cache = match self.cache_dir {
+            Some(cache) => cache,
+            None => cache_dir()?,
+        };
+        fs::create_dir_all(&cache).map_err(Error::io("create", &cache))?;
+        let cache = cache.canonicalize().map_err(Error::io("open", &cache))?;
+        let threads = match self.threads {
+            Some(threads) => threads.max(1),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+
+        let trainer = match &self.trainer {
+            Some(folder) => TrainerCrate::open(folder)?,
+            None => TrainerCrate::template(&cache)?,
+        };
+        let observers = self.observers;
+        let tell = |event: Event| {
+            for observer in &observers {
+                let _ = observer.send(event.clone());
+            }
+        };
+        let options =
+            PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
+        let dataset = Dataset::prepare(&self.data, &options, |preparing| {
+            tell(Event::Preparing {
+                stage: preparing.stage.to_string(),
+                done: preparing.done,
+                total: preparing.total,
+            });
+        })?;
+        let exam = Exam::prepare(&dataset, &self.rules)?;
+        let cargo = Cargo::open(&trainer, &cache, self.stop.clone())?;
+
+        let config = Config {
+            version: Config::VERSION,
+            budget: self.budget,
+            seed: self.seed,
+            data: self.data.to_string(),
+            data_fingerprint: dataset.fingerprint().to_owned(),
+            vocab_size: dataset.vocab_size(),
+            max_seq_len: self.rules.seq_len,
+            exam_windows: self.rules.windows,
+            exam_comparisons: self.rules.comparisons,
+            trainer_fingerprint: trainer.fingerprint().to_owned(),
+            toolchain: cargo.toolchain().to_owned(),
+            threads,
+            cuda_device: self.cuda_device,
+        };
+        config.freeze(&dir)?;
+
+        let program = match self.worker_program {
+            Some(program) => program,
+            None => std::env::current_exe().map_err(Error::io("find", "the running program"))?,
+        };
+        let setup = Setup {
+            vocab_size: config.vocab_size,
+            max_seq_len: config.max_seq_len,
+            seed: config.seed,
+            threads,
+            cuda_device: config.cuda_device,
+        };
+        let runner = Runner { program, setup, limits: self.limits, stop: self.stop };
+        runner.check(&dir)?;
+
+        let ledger = Ledger::open(&dir)?;
+        let workspace = open_workspace(&dir, &trainer, &ledger)?;
+        tell(Event::Opened {
+            dir: dir.clone(),
+            branch: workspace.branch().to_owned(),
+            data: dataset.describe(),
+            finished: ledger.trials().len(),
+        });
+        let mut study = Study {
+            dir,
+            _lock: lock,
+            proposer: self.proposer.unwrap_or_else(|| Box::new(Tuner::new(config.seed))),
+            config,
+            program: self.program,
+            baseline: trainer.source().to_owned(),
+            tokens: dataset.path(crate::data::Split::Train),
+            bos: dataset.bos(),
+            exam,
+            cargo,
+            runner,
+            ledger,
+            workspace,
+            observers,
+            tried: Default::default(),
+            refused_in_a_row: 0,
+        };
+        study.remember()?;
+        Ok(study)
+    }
+}
+
+/// One process a study: two would take turns at overwriting each other's trial.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(Error::io("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { folder: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+    }
+}
+
+/// Where corpora and build products are kept unless a study says otherwise: `overnight` in the
+/// user's cache folder, or what the variable `OVERNIGHT_CACHE` says.
+pub fn cache_dir() -> Result<PathBuf> {
+    match std::env::var_os("OVERNIGHT_CACHE") {
+        Some(folder) => Ok(folder.into()),
+        None => dirs::cache_dir().map(|cache| cache.join("overnight")).ok_or(Error::NoCacheFolder),
+    }
+}
+
+/// The work tree, holding what the ledger says is the incumbent. A commit that no line of the
+/// ledger knows belongs to a trial that was killed before it was recorded.
+fn open_workspace(dir: &Path, trainer: &TrainerCrate, ledger: &Ledger) -> Result<Workspace> {
+    let folder = dir.join("workspace");
+    let tag = dir.file_name().unwrap_or_default().to_string_lossy();
+    let commit = ledger.incumbent().and_then(|trial| trial.commit.clone());
+    if commit.is_none() && folder.exists() {
+        fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+    }
+    let workspace = Workspace::open(&folder, &tag, trainer)?;
+    if let Some(commit) = commit {
+        workspace.reset_to(&commit)?;
+    }
+    Ok(workspace)
+}

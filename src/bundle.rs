@@ -1,0 +1,53 @@
+//! The sources that the library carries: the trainer template, and the plugin-api it is built with.
+//!
+//! Carried inside the program, so that a tool which links the library is one file that runs
+//! anywhere a Rust toolchain is.
+
+macro_rules! files {
+    ($($path:literal),* $(,)?) => {
+        &[$(($path, include_str!(concat!("../", $path)))),*]
+    };
+}
+
+/// Every file, by its path in the repository.
+pub(crate) const FILES: &[(&str, &str)] = files![
+    "plugin-api/Cargo.toml",
+    "plugin-api/src/error.rs",
+    "plugin-api/src/lib.rs",
+    "plugin-api/src/raw.rs",
+    "plugin-api/src/session.rs",
+    "plugin-api/src/trainer.rs",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Every file below `folder` that a build may need, relative to the repository.
+    fn sources(folder: &str) -> Vec<String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let path = format!("{folder}/{name}");
+            if name == "target" || name == "tests" || name.starts_with('.') {
+                continue;
+            }
+            if entry.path().is_dir() { found.extend(sources(&path)) } else { found.push(path) }
+        }
+        found
+    }
+
+    #[test]
+    fn every_source_of_template_and_plugin_api_is_carried() {
+        let mut expected = sources("plugin-api");
+        expected.extend(sources("trainer-template"));
+        expected.retain(|path| !path.ends_with(".md"));
+        expected.sort();
+        let mut carried: Vec<_> = FILES.iter().map(|(path, _)| (*path).to_owned()).collect();
+        carried.sort();
+        assert_eq!(carried, expected);
+    }
+}

@@ -1,0 +1,290 @@
+//! From an edited source to a loadable library, or to the compiler's errors.
+//!
+//! All studies of a machine build in one cache: candle is compiled once per toolchain, and a
+//! trainer's fixed files lie at a path that stays the same, which is what cargo's freshness and the
+//! compiler's incremental state go by. Only `src/train.rs` is written for a trial.
+
+use crate::{
+    Error, Result,
+    hash::sha256,
+    stop::StopHandle,
+    trainer_crate::{EDITED, TrainerCrate},
+};
+use cargo_metadata::{Message, diagnostic::DiagnosticLevel};
+use std::{
+    fs::{self, File},
+    io::{BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Builds the trials of one trainer crate.
+#[derive(Debug)]
+pub struct Cargo {
+    /// The crate's copy in the cache, where every trial's source is put in turn.
+    folder: PathBuf,
+    target: PathBuf,
+    toolchain: String,
+    crates: u64,
+    stop: StopHandle,
+}
+
+/// What came of a build.
+#[derive(Debug)]
+pub enum Build {
+    /// The library was copied to where it was asked for.
+    Built,
+    /// The source does not compile.
+    Refused {
+        /// The first error, one line.
+        reason: String,
+        /// All that the compiler said, as a terminal would show it.
+        rendered: String,
+    },
+    /// The study was asked to stop.
+    Interrupted,
+}
+
+impl Cargo {
+    /// Lays out `trainer` in `cache` and makes sure that its dependencies are on this machine.
+    ///
+    /// # Errors
+    /// No cargo, no write access to the cache, or dependencies that are neither on the machine nor
+    /// to be had.
+    pub fn open(trainer: &TrainerCrate, cache: &Path, stop: StopHandle) -> Result<Self> {
+        let toolchain = toolchain(trainer.folder())?;
+        let folder = cache.join("crates").join(&trainer.fingerprint()[..16]);
+        let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
+        fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
+        trainer.lay_out(&folder)?;
+        let mut cargo = Self { folder, target, toolchain, crates: 0, stop };
+        cargo.fetch()?;
+        cargo.crates = cargo.count_crates()?;
+        Ok(cargo)
+    }
+
+    /// What `rustc -vV` says: results are comparable only under one toolchain.
+    pub fn toolchain(&self) -> &str {
+        &self.toolchain
+    }
+
+    /// Where build products go. One for all trainers of a toolchain.
+    pub fn target_dir(&self) -> &Path {
+        &self.target
+    }
+
+    /// Compiles `source` and copies the library to `library`.
+    ///
+    /// `progress` hears how many of how many crates are done; after the first build on a machine
+    /// there is but one to do.
+    pub fn build(
+        &self,
+        source: &str,
+        library: &Path,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Build> {
+        // One build at a time over all studies: they share the crate's copy and the target folder,
+        // and two trainers of one name would overwrite each other's library.
+        let lock_path = self.target.join(".overnight-lock");
+        let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
+        lock.lock().map_err(Error::io("lock", &lock_path))?;
+
+        // Written even if it is the same: a fresh time stamp is what makes cargo build it, and not
+        // take another trainer's library of that name for this one's.
+        let edited = self.folder.join(EDITED);
+        fs::write(&edited, source).map_err(Error::io("write", &edited))?;
+        self.compile(library, &mut progress)
+    }
+
+    fn compile(&self, library: &Path, progress: &mut impl FnMut(u64, u64)) -> Result<Build> {
+        let mut command = self.command("build");
+        command.args(["--release", "--offline", "--locked", "--lib", "--message-format=json"]);
+        command.arg("--target-dir").arg(&self.target);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().map_err(|error| missing("cargo", error))?;
+
+        let mut stderr = child.stderr.take();
+        let complaints = std::thread::spawn(move || {
+            let mut text = String::new();
+            if let Some(stderr) = &mut stderr {
+                let _ = stderr.read_to_string(&mut text);
+            }
+            text
+        });
+        // The messages are read on a thread so that a stop need not wait for the next.
+        let (sender, messages) = crossbeam_channel::unbounded();
+        if let Some(stdout) = child.stdout.take() {
+            std::thread::spawn(move || {
+                for message in Message::parse_stream(BufReader::new(stdout)) {
+                    if sender.send(message).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+
+        let mut done = 0;
+        let mut artifact = None;
+        let mut rendered = String::new();
+        let mut reason = None;
+        loop {
+            use crossbeam_channel::RecvTimeoutError::{Disconnected, Timeout};
+            match messages.recv_timeout(std::time::Duration::from_millis(100)) {
+                Ok(Ok(Message::CompilerArtifact(built))) => {
+                    // A crate with a build script is reported twice.
+                    if !built.target.is_custom_build() {
+                        done += 1;
+                        progress(done.min(self.crates), self.crates);
+                    }
+                    if Path::new(built.manifest_path.as_str()) == self.folder.join("Cargo.toml") {
+                        artifact = built
+                            .filenames
+                            .into_iter()
+                            .map(PathBuf::from)
+                            .find(|file| is_library(file));
+                    }
+                }
+                Ok(Ok(Message::CompilerMessage(message))) => {
+                    let diagnostic = message.message;
+                    rendered.push_str(diagnostic.rendered.as_deref().unwrap_or_default());
+                    if reason.is_none() && diagnostic.level == DiagnosticLevel::Error {
+                        reason = Some(summarised(&diagnostic));
+                    }
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    return Err(Error::io("read the messages of", &self.folder)(error));
+                }
+                Err(Disconnected) => break,
+                Err(Timeout) => {
+                    if self.stop.is_stopped() {
+                        kill_group(&child);
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        return Ok(Build::Interrupted);
+                    }
+                }
+            }
+        }
+        let status = child.wait().map_err(Error::io("wait for cargo in", &self.folder))?;
+        let complaints = complaints.join().unwrap_or_default();
+        match (status.success(), artifact, reason) {
+            (true, Some(built), _) => {
+                fs::copy(&built, library).map_err(Error::io("copy the library to", library))?;
+                Ok(Build::Built)
+            }
+            (false, _, Some(reason)) => Ok(Build::Refused { reason, rendered }),
+            // No diagnostic names the source: it is cargo, the machine or the fixed files.
+            _ => Err(Error::Command {
+                command: "cargo build".to_owned(),
+                folder: self.folder.clone(),
+                complaint: last_lines(&complaints),
+            }),
+        }
+    }
+
+    /// How many crates a build from nothing compiles on this system.
+    fn count_crates(&self) -> Result<u64> {
+        let host = self.toolchain.lines().find_map(|line| line.strip_prefix("host: "));
+        let mut command = self.command("metadata");
+        command.args(["--format-version=1", "--offline", "--locked"]);
+        command.args(host.into_iter().flat_map(|host| ["--filter-platform", host]));
+        let output = command.output().map_err(|error| missing("cargo", error))?;
+        let metadata = cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout));
+        match metadata {
+            Ok(metadata) => Ok(metadata.resolve.map_or(0, |resolve| resolve.nodes.len() as u64)),
+            Err(_) => Err(Error::Command {
+                command: "cargo metadata".to_owned(),
+                folder: self.folder.clone(),
+                complaint: last_lines(&String::from_utf8_lossy(&output.stderr)),
+            }),
+        }
+    }
+
+    fn fetch(&self) -> Result<()> {
+        // Offline first: a machine that has the crates needs no network, nor time for it.
+        let offline = self.command("fetch").args(["--locked", "--offline"]).output();
+        if offline.map_err(|error| missing("cargo", error))?.status.success() {
+            return Ok(());
+        }
+        let online = self.command("fetch").arg("--locked").output();
+        let online = online.map_err(|error| missing("cargo", error))?;
+        if online.status.success() {
+            return Ok(());
+        }
+        Err(Error::Command {
+            command: "cargo fetch --locked".to_owned(),
+            folder: self.folder.clone(),
+            complaint: last_lines(&String::from_utf8_lossy(&online.stderr)),
+        })
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = cargo();
+        command.arg(verb).current_dir(&self.folder);
+        command
+    }
+}
+
+/// `cargo`, without the variables through which an outer cargo or a user's shell would change what
+/// it builds, and so rebuild every dependency.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for variable in [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET_DIR",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+    ] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+fn toolchain(folder: &Path) -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").current_dir(folder).output();
+    let output = output.map_err(|error| missing("rustc", error))?;
+    if !output.status.success() {
+        return Err(Error::Command {
+            command: "rustc -vV".to_owned(),
+            folder: folder.to_owned(),
+            complaint: last_lines(&String::from_utf8_lossy(&output.stderr)),
+        });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+pub(crate) fn missing(program: &'static str, source: std::io::Error) -> Error {
+    Error::Program { program, source }
+}
+
+fn is_library(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION)
+}
+
+/// `src/train.rs:12: mismatched types`
+fn summarised(diagnostic: &cargo_metadata::diagnostic::Diagnostic) -> String {
+    let span = diagnostic.spans.iter().find(|span| span.is_primary);
+    let place = span.map(|span| format!("{}:{}: ", span.file_name, span.line_start));
+    format!("{}{}", place.unwrap_or_default(), diagnostic.message)
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<_> = text.trim().lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+#[cfg(unix)]
+fn kill_group(child: &std::process::Child) {
+    if let Some(group) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(not(unix))]
+fn kill_group(_: &std::process::Child) {}

@@ -1,0 +1,86 @@
+//! What a study freezes when it begins: `study.json`.
+
+use crate::{Budget, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::{fs, io::Write, path::Path};
+
+/// All that a study's numbers depend on, beside the trials themselves. Results are comparable only
+/// where every field is equal, so a study that is reopened must find the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Of this file's format and of the loop's rules.
+    pub version: u32,
+    pub budget: Budget,
+    /// Every seed of the study derives from it.
+    pub seed: u64,
+    /// The data as it was asked for.
+    pub data: String,
+    /// What the data came to: a hash of texts, tokenizer and split.
+    pub data_fingerprint: String,
+    pub vocab_size: usize,
+    /// Tokens in the longest window, and in every window of the exam.
+    pub max_seq_len: usize,
+    /// Validation windows in the exam.
+    pub exam_windows: usize,
+    /// Answers compared between the two rooms.
+    pub exam_comparisons: usize,
+    /// Hash of the trainer's fixed files, its lock file among them.
+    pub trainer_fingerprint: String,
+    /// `rustc -vV`.
+    pub toolchain: String,
+    /// Threads that a trainer computes on.
+    pub threads: usize,
+    /// CUDA ordinal; null is the CPU.
+    pub cuda_device: Option<usize>,
+}
+
+impl Config {
+    /// The current [`version`](Self::version).
+    pub(crate) const VERSION: u32 = 1;
+
+    /// Writes the configuration of a new study, or compares it with the one that `folder` has.
+    pub(crate) fn freeze(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("study.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return self.write(folder, &path);
+            }
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text);
+        let unreadable = |error: serde_json::Error| Error::io("read", &path)(error.into());
+        let theirs = json(&text).map_err(unreadable)?;
+        let ours = serde_json::to_value(self).map_err(unreadable)?;
+        let differences: Vec<String> = ours
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(name, value)| theirs.get(name) != Some(value))
+            .map(|(name, value)| {
+                let was = theirs.get(name).unwrap_or(&serde_json::Value::Null);
+                format!("{name} was {was} and is {value}")
+            })
+            .collect();
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::OtherConfiguration {
+            folder: folder.to_owned(),
+            differences: differences.join("; "),
+        })
+    }
+
+    fn write(&self, folder: &Path, path: &Path) -> Result<()> {
+        // By way of another name, so that no half of it is ever found.
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(b"\n")?;
+            file.as_file().sync_all()?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write().map_err(Error::io("write", path))
+    }
+}

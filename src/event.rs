@@ -1,0 +1,37 @@
+//! What a study tells its observers while it works.
+
+use crate::Trial;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Something happened. With `--json`, a line each.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// Data is being prepared: `done` of `total` units of a stage such as "training the tokenizer".
+    Preparing { stage: String, done: u64, total: u64 },
+    /// The trainer's dependencies are being compiled, once a machine: `done` of `total` crates.
+    Compiling { done: u64, total: u64 },
+    /// The study is open. `finished` trials stand in its ledger already, the baseline included.
+    Opened { dir: PathBuf, branch: String, data: String, finished: usize },
+    /// A proposer is asked for the next source.
+    Proposing { trial: usize },
+    /// There is a source, and it is being compiled.
+    Building { trial: usize, proposer: String, description: String },
+    /// The trainer trains.
+    Training {
+        trial: usize,
+        /// Share of the budget spent, 0 to 1.
+        progress: f64,
+        elapsed_seconds: f64,
+        steps: u64,
+        tokens: u64,
+        /// The latest loss that the trainer reported, in nats a token.
+        loss: Option<f64>,
+    },
+    /// The weights sit the exam: `done` of `total` questions.
+    Exam { trial: usize, done: u64, total: u64 },
+    /// A trial is over and in the ledger.
+    Finished(Trial),
+}

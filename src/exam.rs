@@ -1,0 +1,266 @@
+//! Bits per byte, measured by the parent: two rooms, and the comparison of their answers.
+//!
+//! *The fast room* gets whole validation windows and answers with the cost of every target. *The
+//! honest room* gets prefixes only, cut at places that the parent draws at random after training
+//! has ended, and answers with logits, which the parent normalises itself: it cannot look ahead,
+//! because nothing is ahead. The fast room does not know which of its answers will be compared.
+//! With k comparisons, a lie about a share p of the tokens survives with probability (1 - p)^k.
+
+use crate::{
+    Error, Outcome, Result,
+    data::{Dataset, Split, Windows},
+    runner::{Halt, Question, Runner},
+};
+use std::path::Path;
+
+/// How an exam is held.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rules {
+    /// Windows to score.
+    pub windows: usize,
+    /// Tokens a window.
+    pub seq_len: usize,
+    /// Answers to compare between the rooms.
+    pub comparisons: usize,
+}
+
+/// The questions, the same for every trial of a study.
+pub(crate) struct Exam {
+    windows: Windows,
+    /// Bytes of text in each token; 0 for special tokens.
+    token_bytes: Vec<u32>,
+    vocab_size: usize,
+    comparisons: usize,
+}
+
+/// An exam that was passed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Grade {
+    pub val_bpb: f64,
+    /// Greatest difference between the rooms, in nats.
+    pub disagreement: f64,
+}
+
+/// Windows in one question: few enough that a trainer need not split them itself.
+const ROWS_PER_QUESTION: usize = 16;
+
+/// How far the rooms may differ in one answer, in nats, for an honest trainer in 32-bit floats.
+///
+/// A window's scores and a prefix's logits take different paths through the same arithmetic
+/// (other shapes, other orders of summation), so they agree to rounding only.
+const TOLERANCE: f64 = 0.02;
+
+/// And how far on the mean over all comparisons: rounding has no direction, a lie has one.
+const MEAN_TOLERANCE: f64 = 0.002;
+
+impl Exam {
+    /// Packs the validation split into the study's windows.
+    pub(crate) fn prepare(dataset: &Dataset, rules: &Rules) -> Result<Self> {
+        let tokens = dataset.open(Split::Validation)?;
+        Ok(Self {
+            windows: Windows::pack(tokens, dataset.bos(), rules.windows, rules.seq_len)?,
+            token_bytes: dataset.token_bytes().to_vec(),
+            vocab_size: dataset.vocab_size(),
+            comparisons: rules.comparisons,
+        })
+    }
+
+    /// Has `checkpoint` sit the exam in two fresh workers.
+    pub(crate) fn sit(
+        &self,
+        runner: &Runner,
+        candidate: &Candidate<'_>,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Grade, Halt> {
+        let Candidate { library, checkpoint, folder } = *candidate;
+        let questions = self.windows.inputs.len().div_ceil(ROWS_PER_QUESTION * self.windows.seq_len);
+        let steps = questions + self.comparisons;
+
+        let nats = {
+            let mut fast = runner.examinee(library, checkpoint, folder)?;
+            let mut nats = Vec::with_capacity(self.windows.targets.len());
+            let size = ROWS_PER_QUESTION * self.windows.seq_len;
+            let questions = self.windows.inputs.chunks(size).zip(self.windows.targets.chunks(size));
+            for (done, (inputs, targets)) in questions.enumerate() {
+                let question = Question { seq_len: self.windows.seq_len, inputs, targets };
+                let answer = fast.score(&question)?;
+                if answer.len() != targets.len() {
+                    return Err(rejected(format!(
+                        "score: {} answers to {} questions",
+                        answer.len(),
+                        targets.len()
+                    )));
+                }
+                nats.extend(answer);
+                progress(done + 1, steps);
+            }
+            nats
+        };
+        check_costs(&nats).map_err(rejected)?;
+
+        // Drawn only now, from the system's randomness: nothing that a trainer sees, not even the
+        // study's seed, tells where it will be compared.
+        let places = draw_places(self.windows.targets.len(), self.comparisons)?;
+        let mut honest = runner.examinee(library, checkpoint, folder)?;
+        let mut pairs = Vec::with_capacity(places.len());
+        for (done, &place) in places.iter().enumerate() {
+            let row = place - place % self.windows.seq_len;
+            let logits = honest.logits(&self.windows.inputs[row..=place])?;
+            if logits.len() != self.vocab_size {
+                return Err(rejected(format!(
+                    "logits: {} numbers for {} tokens",
+                    logits.len(),
+                    self.vocab_size
+                )));
+            }
+            let cost = cross_entropy(&logits, self.windows.targets[place] as usize);
+            pairs.push(Pair { place, fast: f64::from(nats[place]), honest: cost });
+            progress(questions + done + 1, steps);
+        }
+        let disagreement = compare(&pairs).map_err(rejected)?;
+        let val_bpb = bits_per_byte(&nats, &self.windows.targets, &self.token_bytes);
+        Ok(Grade { val_bpb, disagreement })
+    }
+}
+
+/// Who sits an exam.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidate<'a> {
+    pub library: &'a Path,
+    pub checkpoint: &'a Path,
+    /// The trial's folder.
+    pub folder: &'a Path,
+}
+
+fn rejected(reason: String) -> Halt {
+    Halt::Ended { outcome: Outcome::Rejected, reason }
+}
+
+/// One target as both rooms priced it, in nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Pair {
+    /// Index into the windows' targets.
+    place: usize,
+    fast: f64,
+    honest: f64,
+}
+
+/// Bits per byte of text: the targets' costs over their bytes. Special tokens count in neither.
+///
+/// As `evaluate_bpb` of autoresearch's prepare.py: `sum(nats) / (ln 2 * sum(bytes))`.
+fn bits_per_byte(nats: &[f32], targets: &[u32], token_bytes: &[u32]) -> f64 {
+    let mut total_nats = 0.0;
+    let mut total_bytes = 0;
+    for (&nats, &target) in nats.iter().zip(targets) {
+        let bytes = token_bytes[target as usize];
+        if bytes > 0 {
+            total_nats += f64::from(nats);
+            total_bytes += u64::from(bytes);
+        }
+    }
+    total_nats / (std::f64::consts::LN_2 * total_bytes as f64)
+}
+
+/// `-ln softmax(logits)[target]`, in nats.
+fn cross_entropy(logits: &[f32], target: usize) -> f64 {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let greatest = f64::from(greatest);
+    // Subtracting the greatest keeps every exponential at most 1.
+    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - greatest).exp()).sum();
+    greatest + sum.ln() - f64::from(logits[target])
+}
+
+/// A cost is a finite number and not below zero, but for rounding.
+fn check_costs(nats: &[f32]) -> Result<(), String> {
+    match nats.iter().position(|cost| !cost.is_finite() || *cost < -1e-3) {
+        None => Ok(()),
+        Some(place) => {
+            Err(format!("score: answer {place} of {} is {} nats", nats.len(), nats[place]))
+        }
+    }
+}
+
+/// The greatest difference between the rooms, or the evidence against the trainer.
+fn compare(pairs: &[Pair]) -> Result<f64, String> {
+    let mut greatest: f64 = 0.0;
+    let mut sum = 0.0;
+    for pair in pairs {
+        let difference = pair.fast - pair.honest;
+        // Not `>`: a difference that is no number must not pass.
+        if !(difference.abs() <= TOLERANCE) {
+            return Err(format!(
+                "the rooms disagree about target {}: {:.4} nats when the whole window was there, \
+                 {:.4} nats from the prefix alone",
+                pair.place, pair.fast, pair.honest
+            ));
+        }
+        greatest = greatest.max(difference.abs());
+        sum += difference;
+    }
+    let mean = if pairs.is_empty() { 0.0 } else { sum / pairs.len() as f64 };
+    if mean.abs() > MEAN_TOLERANCE {
+        return Err(format!("the rooms disagree by {mean:+.5} nats on the mean"));
+    }
+    Ok(greatest)
+}
+
+/// `count` places below `targets`, evenly distributed.
+fn draw_places(targets: usize, count: usize) -> Result<Vec<usize>> {
+    let mut places = Vec::with_capacity(count);
+    let mut random = [0; 8];
+    while places.len() < count {
+        getrandom::fill(&mut random).map_err(|error| Error::Randomness(error.to_string()))?;
+        let random = u64::from_le_bytes(random);
+        // The bias of the remainder is below 2^-40 for any window count that fits a machine.
+        places.push((random % targets as u64) as usize);
+    }
+    Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_tokens_count_neither_in_nats_nor_in_bytes() {
+        let nats = [std::f32::consts::LN_2, 100.0, 3.0 * std::f32::consts::LN_2];
+        // 1 bit for 1 byte, a special token, 3 bits for 3 bytes: 1 bit a byte.
+        let bpb = bits_per_byte(&nats, &[0, 1, 2], &[1, 0, 3]);
+        assert!((bpb - 1.0).abs() < 1e-6, "{bpb}");
+    }
+
+    #[test]
+    fn cross_entropy_does_not_depend_on_an_additive_constant() {
+        let uniform = cross_entropy(&[0.0; 4], 2);
+        assert!((uniform - 4f64.ln()).abs() < 1e-12);
+        let shifted = cross_entropy(&[1e30; 4], 2);
+        assert!((shifted - 4f64.ln()).abs() < 1e-12);
+        assert!(cross_entropy(&[0.0, f32::NAN], 0).is_nan());
+    }
+
+    #[test]
+    fn numbers_that_are_no_costs_are_rejected() {
+        assert!(check_costs(&[0.0, 1.0, -1e-6]).is_ok());
+        for bad in [f32::NAN, f32::INFINITY, -0.5] {
+            assert!(check_costs(&[1.0, bad]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_difference_of_one_answer_is_found_and_rounding_is_not() {
+        let honest = |place| Pair { place, fast: 2.0 + 1e-4, honest: 2.0 };
+        let mut pairs: Vec<_> = (0..100).map(honest).collect();
+        assert!(compare(&pairs).is_ok());
+        pairs[50].fast = 1.9;
+        assert!(compare(&pairs).unwrap_err().contains("target 50"));
+        pairs[50].fast = f64::NAN;
+        assert!(compare(&pairs).is_err());
+    }
+
+    #[test]
+    fn a_small_lie_about_every_answer_is_found_on_the_mean() {
+        let pairs: Vec<_> =
+            (0..100).map(|place| Pair { place, fast: 1.99, honest: 2.0 }).collect();
+        assert!(compare(&pairs).unwrap_err().contains("mean"));
+    }
+}

@@ -1,0 +1,126 @@
+//! The append-only record of a study, `trials.jsonl`, and its readable twin, `results.tsv`.
+
+use crate::{Error, Result, Trial, report};
+use serde_json::error::Category;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+/// A study's finished trials: in memory, and durably on disk.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: File,
+    results: PathBuf,
+    trials: Vec<Trial>,
+    /// How much of the file is whole lines.
+    length: u64,
+}
+
+impl Ledger {
+    /// Opens the ledger in `folder`, or begins one.
+    ///
+    /// A last line that was torn by a crash or a full disk is cut off: that trial was never
+    /// recorded. `results.tsv` is written anew from the ledger.
+    ///
+    /// # Errors
+    /// A damaged line that is not the last: nothing is thrown away then.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("trials.jsonl");
+        let open = OpenOptions::new().create(true).read(true).append(true).open(&path);
+        let mut file = open.map_err(Error::io("open", &path))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::io("read", &path))?;
+        let (trials, length) = read_lines(&bytes, &path)?;
+        if length < bytes.len() as u64 {
+            file.set_len(length).map_err(Error::io("repair", &path))?;
+            file.sync_all().map_err(Error::io("repair", &path))?;
+        }
+        // The name of a new file is durable only once its folder is.
+        let directory = File::open(folder).map_err(Error::io("open", folder))?;
+        directory.sync_all().map_err(Error::io("write", folder))?;
+        let ledger = Self { path, file, results: folder.join("results.tsv"), trials, length };
+        ledger.rewrite_results()?;
+        Ok(ledger)
+    }
+
+    /// Reads the trials of a study in `folder`, changing nothing: also while it runs.
+    pub fn read(folder: &Path) -> Result<Vec<Trial>> {
+        let path = folder.join("trials.jsonl");
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        Ok(read_lines(&bytes, &path)?.0)
+    }
+
+    /// Every finished trial, oldest first.
+    pub fn trials(&self) -> &[Trial] {
+        &self.trials
+    }
+
+    /// The best trial kept so far.
+    pub fn incumbent(&self) -> Option<&Trial> {
+        self.trials.iter().rev().find(|trial| trial.is_kept())
+    }
+
+    /// Records a finished trial, durably: when this returns, a power cut cannot take it back.
+    ///
+    /// # Errors
+    /// The disk is full, say. What was recorded before is whole then, and so is the file.
+    pub fn append(&mut self, trial: Trial) -> Result<()> {
+        let mut line = serde_json::to_vec(&trial).map_err(|error| Error::Io {
+            action: "write",
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        line.push(b'\n');
+        // One write, then fsync before anything else happens: the next trial is proposed from what
+        // stands here.
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            let _ = self.file.set_len(self.length);
+            return Err(Error::Io { action: "append to", path: self.path.clone(), source });
+        }
+        self.length += line.len() as u64;
+        let row = report::results_row(&trial);
+        self.trials.push(trial);
+        let open = OpenOptions::new().append(true).open(&self.results);
+        open.and_then(|mut file| file.write_all(row.as_bytes()))
+            .map_err(Error::io("append to", &self.results))
+    }
+
+    fn rewrite_results(&self) -> Result<()> {
+        let rows = self.trials.iter().map(report::results_row);
+        let text: String = std::iter::once(report::RESULTS_HEADER.to_owned()).chain(rows).collect();
+        fs::write(&self.results, text).map_err(Error::io("write", &self.results))
+    }
+}
+
+/// The trials, and the length of the lines that hold them.
+fn read_lines(bytes: &[u8], path: &Path) -> Result<(Vec<Trial>, u64)> {
+    let mut trials = Vec::new();
+    let mut length = 0;
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        let is_last = length + line.len() == bytes.len();
+        match serde_json::from_slice::<Trial>(line) {
+            Ok(trial) if line.ends_with(b"\n") && trial.trial == trials.len() => {
+                trials.push(trial);
+                length += line.len();
+            }
+            // A line without its end was being written when the power went.
+            _ if is_last && !line.ends_with(b"\n") => break,
+            // So was one that ends too early but in a page that reached the disk; zeros are what
+            // some file systems leave of it.
+            Err(error) if is_last && error.classify() != Category::Data => break,
+            Ok(trial) => {
+                let problem = format!("trial {} stands where trial {} belongs", trial.trial, trials.len());
+                return Err(Error::Ledger { path: path.to_owned(), line: trials.len() + 1, problem });
+            }
+            Err(error) => {
+                let (line, problem) = (trials.len() + 1, error.to_string());
+                return Err(Error::Ledger { path: path.to_owned(), line, problem });
+            }
+        }
+    }
+    Ok((trials, length as u64))
+}

@@ -1,0 +1,504 @@
+//! The parent's side of a worker: spawn it, hold the clock, kill it in time, collect what it says.
+
+use crate::{
+    Budget, Error, Outcome, Result,
+    plugin::Failure,
+    stop::StopHandle,
+    worker::{
+        self,
+        protocol::{Answer, Progress, Request, Setup, TrainingData, read_frame, write_frame},
+    },
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How workers are started.
+#[derive(Debug, Clone)]
+pub(crate) struct Runner {
+    /// The program to run again.
+    pub program: PathBuf,
+    pub setup: Setup,
+    pub limits: Limits,
+    pub stop: StopHandle,
+}
+
+/// How long a worker may take over what is not training.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// For loading the library and building the model.
+    pub start: Duration,
+    /// After the budget: for the step in flight and for returning from `train`.
+    pub grace: Duration,
+    /// For writing or reading the weights.
+    pub checkpoint: Duration,
+    /// For one answer in the exam.
+    pub answer: Duration,
+    /// For a training run whose budget is in steps, which no clock ends.
+    pub steps: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(120),
+            grace: Duration::from_secs(30),
+            checkpoint: Duration::from_secs(120),
+            answer: Duration::from_secs(120),
+            steps: Duration::from_hours(24),
+        }
+    }
+}
+
+/// Why a trial went no further.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// It has come to its end: a fact for the ledger.
+    Ended { outcome: Outcome, reason: String },
+    /// The study was asked to stop; the trial never happened.
+    Interrupted,
+    /// The study cannot go on.
+    Broken(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+/// A finished training run.
+#[derive(Debug, Clone)]
+pub(crate) struct Trained {
+    pub startup: Duration,
+    pub training: Duration,
+    pub saving: Duration,
+    pub progress: Progress,
+}
+
+impl Runner {
+    /// Makes sure that the program becomes a worker when it is run as one. One that does not would
+    /// run its own `main` for every trial.
+    pub(crate) fn check(&self, folder: &Path) -> Result<()> {
+        let mut worker = Worker::spawn(self, folder)?;
+        let greeted = worker.ask(&Request::Greet).and_then(|()| worker.done(self.limits.start, "greet"));
+        match greeted {
+            Ok(()) | Err(Halt::Interrupted) => Ok(()),
+            Err(Halt::Broken(error)) => Err(error),
+            Err(Halt::Ended { reason, .. }) => {
+                Err(Error::NoWorker { program: self.program.clone(), problem: reason })
+            }
+        }
+    }
+
+    /// Trains `library` and leaves its weights in `checkpoint`; `watch` hears of progress.
+    ///
+    /// `peak_memory_mb` is told even of runs that came to nothing.
+    pub(crate) fn train(
+        &self,
+        job: &TrainJob<'_>,
+        peak_memory_mb: &mut Option<f64>,
+        mut watch: impl FnMut(Progress),
+    ) -> Result<Trained, Halt> {
+        let spawned = Instant::now();
+        let mut worker = Worker::spawn(self, job.folder)?;
+        let mut session = || -> Result<Trained, Halt> {
+            let training = TrainingData { tokens: job.tokens.to_owned(), bos: job.bos };
+            worker.start(self, job.library, Some(training))?;
+            let startup = spawned.elapsed();
+
+            let limit = match job.budget {
+                Budget::WallClock(budget) => budget + self.limits.grace,
+                Budget::Steps(_) => self.limits.steps,
+            };
+            let begun = Instant::now();
+            worker.ask(&Request::Train { budget: job.budget })?;
+            let progress = loop {
+                let left = limit.saturating_sub(begun.elapsed());
+                match worker.answer(left, "train")? {
+                    Answer::Progress(progress) => watch(progress),
+                    Answer::Trained(progress) => break progress,
+                    answer => return Err(worker.confused(&answer)),
+                }
+            };
+            let training = begun.elapsed();
+
+            let saving = Instant::now();
+            worker.ask(&Request::Save { checkpoint: job.checkpoint.to_owned() })?;
+            worker.done(self.limits.checkpoint, "save")?;
+            Ok(Trained { startup, training, saving: saving.elapsed(), progress })
+        };
+        let trained = session();
+        worker.read_peak_memory();
+        *peak_memory_mb = worker.peak_memory_mb;
+        trained
+    }
+
+    /// A fresh worker that has taken its weights from `checkpoint` and waits for questions.
+    pub(crate) fn examinee(
+        &self,
+        library: &Path,
+        checkpoint: &Path,
+        folder: &Path,
+    ) -> Result<Examinee, Halt> {
+        let mut worker = Worker::spawn(self, folder)?;
+        worker.start(self, library, None)?;
+        worker.ask(&Request::Load { checkpoint: checkpoint.to_owned() })?;
+        worker.done(self.limits.checkpoint, "load")?;
+        Ok(Examinee { worker, limit: self.limits.answer })
+    }
+}
+
+/// One training run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TrainJob<'a> {
+    pub library: &'a Path,
+    pub tokens: &'a Path,
+    pub bos: u32,
+    pub budget: Budget,
+    /// The trial's folder: `run.log` is written here.
+    pub folder: &'a Path,
+    pub checkpoint: &'a Path,
+}
+
+/// A worker that answers questions.
+pub(crate) struct Examinee {
+    worker: Worker,
+    limit: Duration,
+}
+
+impl Examinee {
+    /// The cost in nats of every target.
+    pub(crate) fn score(&mut self, windows: &Question<'_>) -> Result<Vec<f32>, Halt> {
+        self.worker.ask(&Request::Score {
+            seq_len: windows.seq_len,
+            inputs: windows.inputs.to_vec(),
+            targets: windows.targets.to_vec(),
+        })?;
+        self.numbers("score")
+    }
+
+    /// The logits after `prefix`.
+    pub(crate) fn logits(&mut self, prefix: &[u32]) -> Result<Vec<f32>, Halt> {
+        self.worker.ask(&Request::Logits { prefix: prefix.to_vec() })?;
+        self.numbers("logits")
+    }
+
+    fn numbers(&mut self, task: &'static str) -> Result<Vec<f32>, Halt> {
+        match self.worker.answer(self.limit, task)? {
+            Answer::Numbers(numbers) => Ok(numbers),
+            answer => Err(self.worker.confused(&answer)),
+        }
+    }
+}
+
+/// Windows to be scored: rows of `seq_len` inputs and as many targets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Question<'a> {
+    pub seq_len: usize,
+    pub inputs: &'a [u32],
+    pub targets: &'a [u32],
+}
+
+/// A worker process. Dropping it kills its whole process group.
+struct Worker {
+    child: Child,
+    requests: Option<ChildStdin>,
+    answers: Receiver<io::Result<Answer>>,
+    log_done: Receiver<()>,
+    stop: StopHandle,
+    peak_memory_mb: Option<f64>,
+    reaped: bool,
+}
+
+/// How often a silent worker is looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+impl Worker {
+    fn spawn(runner: &Runner, folder: &Path) -> Result<Self> {
+        let mut command = Command::new(&runner.program);
+        command
+            .env_clear()
+            .envs(environment(runner.setup.threads))
+            .env(worker::VARIABLE, "1")
+            .env("TMPDIR", folder)
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // A group of its own: Ctrl-C at the terminal reaches the study alone, and one kill reaches
+        // whatever a trainer has started.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().map_err(Error::io("start", &runner.program))?;
+
+        let requests = child.stdin.take();
+        let (sender, answers) = crossbeam_channel::unbounded();
+        if let Some(mut stdout) = child.stdout.take() {
+            std::thread::spawn(move || {
+                loop {
+                    let answer = match read_frame(&mut stdout) {
+                        Ok(Some(answer)) => Ok(answer),
+                        Ok(None) => return,
+                        Err(error) => Err(error),
+                    };
+                    let last = answer.is_err();
+                    if sender.send(answer).is_err() || last {
+                        return;
+                    }
+                }
+            });
+        }
+        let (log_sender, log_done) = crossbeam_channel::bounded(1);
+        if let Some(stderr) = child.stderr.take() {
+            let log = Log::append(&folder.join("run.log"))?;
+            std::thread::spawn(move || {
+                log.copy(stderr);
+                let _ = log_sender.send(());
+            });
+        }
+        let stop = runner.stop.clone();
+        Ok(Self { child, requests, answers, log_done, stop, peak_memory_mb: None, reaped: false })
+    }
+
+    fn start(
+        &mut self,
+        runner: &Runner,
+        library: &Path,
+        training: Option<TrainingData>,
+    ) -> Result<(), Halt> {
+        let library = library.to_owned();
+        self.ask(&Request::Start { library, setup: runner.setup, training })?;
+        self.done(runner.limits.start, "new")
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<(), Halt> {
+        let sent = match &mut self.requests {
+            Some(pipe) => write_frame(pipe, request),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        // A closed pipe means that the worker is gone; how it went is the better answer.
+        sent.or_else(|_| Err(self.departed("being asked")))
+    }
+
+    fn done(&mut self, limit: Duration, task: &'static str) -> Result<(), Halt> {
+        match self.answer(limit, task)? {
+            Answer::Done => Ok(()),
+            answer => Err(self.confused(&answer)),
+        }
+    }
+
+    /// The next answer within `limit`; whatever else happens is how the trial ended.
+    fn answer(&mut self, limit: Duration, task: &'static str) -> Result<Answer, Halt> {
+        let asked = Instant::now();
+        let mut gone = false;
+        loop {
+            match self.answers.recv_timeout(TICK.min(limit.saturating_sub(asked.elapsed()))) {
+                Ok(Ok(Answer::Failed(Failure { panicked, message }))) => {
+                    let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
+                    return Err(ended(outcome, format!("{task}: {message}")));
+                }
+                Ok(Ok(Answer::LoadFailed(message))) => {
+                    return Err(ended(Outcome::LoadFailed, message));
+                }
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => {
+                    let reason = format!("{task}: not an answer: {error}");
+                    return Err(ended(Outcome::Rejected, reason));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(self.departed(task)),
+                Err(RecvTimeoutError::Timeout) if gone => return Err(self.departed(task)),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.read_peak_memory();
+            if self.stop.is_stopped() {
+                return Err(Halt::Interrupted);
+            }
+            // A process that the trainer left behind may hold the pipe open for ever. One more turn
+            // after the worker's end, for an answer that is still in the pipe.
+            gone = self.has_ended();
+            if asked.elapsed() >= limit && !gone {
+                let seconds = limit.as_secs_f64();
+                let reason = format!("{task}: no answer within {seconds:.0} s, killed");
+                return Err(ended(Outcome::TimedOut, reason));
+            }
+        }
+    }
+
+    /// The worker has closed its pipe or ended: says how.
+    fn departed(&mut self, task: &str) -> Halt {
+        let patience = Instant::now();
+        while !self.has_ended() && patience.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = if self.has_ended() { self.end().ok() } else { None };
+        // A keyboard interrupt that reached the worker is no fact about the trainer.
+        if self.stop.is_stopped() {
+            return Halt::Interrupted;
+        }
+        match status {
+            Some(status) => departure(status, task),
+            None => ended(
+                Outcome::Rejected,
+                format!("{task}: the worker closed its pipe, but did not end"),
+            ),
+        }
+    }
+
+    fn confused(&self, answer: &Answer) -> Halt {
+        let kind = match answer {
+            Answer::Done => "done",
+            Answer::Progress(_) | Answer::Trained(_) => "progress",
+            Answer::Numbers(_) => "numbers",
+            Answer::LoadFailed(_) | Answer::Failed(_) => "failure",
+        };
+        ended(Outcome::Rejected, format!("the worker answered a question with {kind}"))
+    }
+
+    /// Whether the process has ended; it stays a zombie, and its id ours.
+    fn has_ended(&mut self) -> bool {
+        #[cfg(unix)]
+        {
+            use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            let id = Pid::from_raw(self.child.id().cast_signed());
+            // An error means that it has been waited for already.
+            id.is_none_or(|id| !matches!(waitid(WaitId::Pid(id), options), Ok(None)))
+        }
+        #[cfg(not(unix))]
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills what is left of the process and its group, and says how the process ended.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        self.requests = None;
+        #[cfg(unix)]
+        if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
+            && !self.reaped
+        {
+            // Before the child is waited for: until then no other group can have its id.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.kill();
+        let status = self.child.wait();
+        self.reaped = true;
+        status
+    }
+
+    /// The kernel's own high-water mark, while the process is there to ask about.
+    fn read_peak_memory(&mut self) {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.child.id())) else {
+            return;
+        };
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+        if let Some(kib) = kib {
+            self.peak_memory_mb = Some(kib / 1024.0);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.end();
+        // The log is complete when the pipe is; something that escaped the group may hold it open.
+        let _ = self.log_done.recv_timeout(Duration::from_secs(1));
+    }
+}
+
+fn ended(outcome: Outcome, reason: String) -> Halt {
+    Halt::Ended { outcome, reason }
+}
+
+fn departure(status: ExitStatus, task: &str) -> Halt {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        let name = match signal {
+            4 => " (illegal instruction)",
+            6 => " (aborted)",
+            7 => " (bus error)",
+            9 => " (killed, perhaps for want of memory)",
+            11 => " (segmentation fault or stack overflow)",
+            _ => "",
+        };
+        let reason = format!("{task}: the worker was ended by signal {signal}{name}");
+        return ended(Outcome::Signalled { signal }, reason);
+    }
+    let exit_code = status.code().unwrap_or(-1);
+    let reason = format!("{task}: the worker exited with status {exit_code}");
+    ended(Outcome::Exited { exit_code }, reason)
+}
+
+/// The whole environment of a worker: the little that a trainer needs, and settings measured to be
+/// worth it.
+fn environment(threads: usize) -> Vec<(&'static str, std::ffi::OsString)> {
+    const PASSED_ON: &[&str] =
+        &["PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"];
+    let mut environment: Vec<_> =
+        PASSED_ON.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))).collect();
+    environment.extend([
+        ("RUST_BACKTRACE", "1".into()),
+        ("RAYON_NUM_THREADS", threads.to_string().into()),
+        // candle's pool spins without bound while it waits: with one busy neighbour on two cores a
+        // step took fifteen times as long.
+        ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "0".into()),
+        // Tensors come and go by the megabyte. Keeping their pages, rather than returning each to
+        // the system and faulting it in again, made training 1.4 times as fast.
+        (
+            "GLIBC_TUNABLES",
+            "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:\
+             glibc.malloc.top_pad=268435456"
+                .into(),
+        ),
+    ]);
+    environment
+}
+
+/// A trainer's output: its beginning and its end, whatever lies between.
+struct Log {
+    file: File,
+}
+
+impl Log {
+    /// Kept of the beginning, and again of the end.
+    const KEPT: u64 = 512 << 10;
+
+    fn append(path: &Path) -> Result<Self> {
+        let open = OpenOptions::new().create(true).append(true).open(path);
+        Ok(Self { file: open.map_err(Error::io("write", path))? })
+    }
+
+    /// Copies until the pipe closes. The pipe is emptied even when the disk is full, so that a
+    /// trainer never blocks on its own output.
+    fn copy(mut self, mut from: impl Read) {
+        let mut chunk = vec![0; 64 << 10];
+        let mut written = 0u64;
+        let mut tail = std::collections::VecDeque::new();
+        let mut dropped = 0u64;
+        loop {
+            let length = match from.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => break,
+            };
+            let head = length.min(Self::KEPT.saturating_sub(written) as usize);
+            let _ = self.file.write_all(&chunk[..head]);
+            written += head as u64;
+            tail.extend(&chunk[head..length]);
+            let excess = tail.len().saturating_sub(Self::KEPT as usize);
+            dropped += excess as u64;
+            tail.drain(..excess);
+        }
+        if dropped > 0 {
+            let _ = writeln!(self.file, "\n[overnight: {dropped} bytes of output left out]");
+        }
+        let (front, back) = tail.as_slices();
+        let _ = self.file.write_all(front).and_then(|()| self.file.write_all(back));
+    }
+}

@@ -1,0 +1,250 @@
+//! The crate that a study trains: one file to edit, the others fixed.
+
+use crate::{Error, Result, bundle::FILES, hash::sha256_of_parts};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+/// The one file that proposers edit, relative to the crate.
+pub const EDITED: &str = "src/train.rs";
+
+/// A trainer crate, read whole.
+#[derive(Debug, Clone)]
+pub struct TrainerCrate {
+    folder: PathBuf,
+    /// Every file but the edited one, by its path with forward slashes.
+    fixed: BTreeMap<String, Vec<u8>>,
+    source: String,
+    fingerprint: String,
+}
+
+/// A trainer is source code: more than this is a mistake, such as a folder of data.
+const LARGEST: usize = 64 << 20;
+
+impl TrainerCrate {
+    /// Reads the crate in `folder`. Hidden files and `target` folders are no part of it.
+    ///
+    /// Dependencies by a relative path that leads out of the folder become absolute.
+    ///
+    /// # Errors
+    /// A file that a trainer needs is missing, or `src/lib.rs` does not hold the edited module
+    /// under `forbid(unsafe_code)`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let folder = folder.canonicalize().map_err(Error::io("open the trainer in", folder))?;
+        let mut fixed = BTreeMap::new();
+        read_files(&folder, &folder, &mut fixed)?;
+        let refuse = |problem: String| Error::TrainerCrate { folder: folder.clone(), problem };
+
+        let source = fixed.remove(EDITED).ok_or_else(|| {
+            refuse(format!("there is no {EDITED}, the file that a study edits"))
+        })?;
+        let source = String::from_utf8(source)
+            .map_err(|_| refuse(format!("{EDITED} is not UTF-8 text")))?;
+        for needed in ["Cargo.toml", "Cargo.lock", "src/lib.rs"] {
+            if !fixed.contains_key(needed) {
+                let advice = if needed == "Cargo.lock" {
+                    "; run `cargo generate-lockfile` there, so that every trial has the same \
+                     dependencies"
+                } else {
+                    ""
+                };
+                return Err(refuse(format!("there is no {needed}{advice}")));
+            }
+        }
+        check_forbids_unsafe(&fixed["src/lib.rs"]).map_err(refuse)?;
+
+        for (name, contents) in &mut fixed {
+            if name == "Cargo.toml" || name.ends_with("/Cargo.toml") {
+                let home = folder.join(name);
+                let home = home.parent().unwrap_or(&folder);
+                *contents = with_absolute_paths(contents, home, &folder)
+                    .map_err(|problem| refuse(format!("{name}: {problem}")))?;
+            }
+        }
+        // The place as well: the same files elsewhere have other dependencies by path.
+        let place = [folder.as_os_str().as_encoded_bytes()];
+        let files = fixed.iter().flat_map(|(name, contents)| [name.as_bytes(), contents]);
+        let fingerprint = sha256_of_parts(place.into_iter().chain(files));
+        Ok(Self { folder, fixed, source, fingerprint })
+    }
+
+    /// The GPT that comes with the library, laid out in `cache`: `trainer-template/` of the
+    /// repository.
+    pub fn template(cache: &Path) -> Result<Self> {
+        let parts = FILES.iter().flat_map(|(name, text)| [name.as_bytes(), text.as_bytes()]);
+        let name = sha256_of_parts(parts);
+        let folder = cache.join("template").join(&name[..16]);
+        for (name, text) in FILES {
+            write_if_changed(&folder.join(name), text.as_bytes())?;
+        }
+        Self::open(&folder.join("trainer-template"))
+    }
+
+    /// Where the crate was read from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The text of the edited file.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// SHA-256 over the fixed files and the crate's place, in hexadecimal.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Writes the fixed files to `folder`, and the edited one where there is none yet.
+    pub(crate) fn lay_out(&self, folder: &Path) -> Result<()> {
+        for (name, contents) in &self.fixed {
+            write_if_changed(&folder.join(name), contents)?;
+        }
+        let edited = folder.join(EDITED);
+        if edited.exists() { Ok(()) } else { write_if_changed(&edited, self.source.as_bytes()) }
+    }
+}
+
+fn read_files(
+    folder: &Path,
+    root: &Path,
+    files: &mut BTreeMap<String, Vec<u8>>,
+) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let path = entry.path();
+        let name = entry.file_name();
+        if name == "target" || name.as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        if path.is_dir() {
+            read_files(&path, root, files)?;
+        } else {
+            let contents = fs::read(&path).map_err(Error::io("read", &path))?;
+            let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+            files.insert(name.replace('\\', "/"), contents);
+        }
+        let size: usize = files.values().map(Vec::len).sum();
+        if size > LARGEST {
+            let problem = format!("it has more than {} MiB of files", LARGEST >> 20);
+            return Err(Error::TrainerCrate { folder: root.to_owned(), problem });
+        }
+    }
+    Ok(())
+}
+
+/// Leaves the time stamp of an unchanged file alone: cargo rebuilds what looks newer.
+fn write_if_changed(path: &Path, contents: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|present| present == contents) {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    fs::write(path, contents).map_err(Error::io("write", path))
+}
+
+/// The edited module may not contain `unsafe`, and only its parent can see to that: an inner
+/// attribute could be edited away.
+fn check_forbids_unsafe(lib: &[u8]) -> Result<(), String> {
+    let advice = "src/lib.rs must declare the edited module as `#[forbid(unsafe_code)] mod train;`";
+    let lib = std::str::from_utf8(lib).map_err(|_| "src/lib.rs is not UTF-8 text".to_owned())?;
+    let lib = syn::parse_file(lib).map_err(|error| format!("src/lib.rs: {error}"))?;
+    let forbids = |attributes: &[syn::Attribute]| {
+        attributes.iter().any(|attribute| {
+            attribute.path().is_ident("forbid")
+                && attribute
+                    .parse_args_with(
+                        syn::punctuated::Punctuated::<syn::Path, syn::Token![,]>::parse_terminated,
+                    )
+                    .is_ok_and(|lints| lints.iter().any(|lint| lint.is_ident("unsafe_code")))
+        })
+    };
+    let module = lib.items.iter().find_map(|item| match item {
+        syn::Item::Mod(module) if module.ident == "train" => Some(module),
+        _ => None,
+    });
+    match module {
+        Some(module) if forbids(&module.attrs) || forbids(&lib.attrs) => Ok(()),
+        _ => Err(advice.to_owned()),
+    }
+}
+
+/// The crate is built at another place than where it was written.
+fn with_absolute_paths(manifest: &[u8], home: &Path, root: &Path) -> Result<Vec<u8>, String> {
+    let text = std::str::from_utf8(manifest).map_err(|_| "it is not UTF-8 text".to_owned())?;
+    let mut manifest: toml_edit::DocumentMut =
+        text.parse().map_err(|error: toml_edit::TomlError| error.to_string())?;
+    absolutise(manifest.as_table_mut(), home, root);
+    Ok(manifest.to_string().into_bytes())
+}
+
+fn absolutise(table: &mut dyn toml_edit::TableLike, home: &Path, root: &Path) {
+    for (key, item) in table.iter_mut() {
+        let dependencies = key.get().ends_with("dependencies");
+        let Some(inner) = item.as_table_like_mut() else { continue };
+        if !dependencies {
+            absolutise(inner, home, root);
+            continue;
+        }
+        for (_, dependency) in inner.iter_mut() {
+            let Some(dependency) = dependency.as_table_like_mut() else { continue };
+            let Some(path) = dependency.get("path").and_then(|path| path.as_str()) else {
+                continue;
+            };
+            let absolute = normalised(&home.join(path));
+            if !absolute.starts_with(root) {
+                let absolute = absolute.to_string_lossy().into_owned();
+                dependency.insert("path", toml_edit::value(absolute));
+            }
+        }
+    }
+}
+
+/// Without `..`, by the names alone.
+fn normalised(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                normal.pop();
+            }
+            Component::CurDir => {}
+            component => normal.push(component),
+        }
+    }
+    normal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_the_forbidden_unsafe_is_refused() {
+        for lib in ["mod train;", "#[deny(unsafe_code)] mod train;", "", "mod other;"] {
+            assert!(check_forbids_unsafe(lib.as_bytes()).is_err(), "{lib:?} was taken");
+        }
+        for lib in ["#[forbid(unsafe_code)] mod train;", "#![forbid(unsafe_code)] mod train;"] {
+            check_forbids_unsafe(lib.as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn paths_that_lead_out_of_the_crate_become_absolute() {
+        let manifest = "[dependencies]\n\
+            api = { path = \"../api\", version = \"1\" }\n\
+            kernels = { path = \"kernels\" }\n\
+            serde = \"1\"\n\
+            [target.'cfg(unix)'.dependencies.deep]\n\
+            path = \"../../deep\"\n";
+        let root = Path::new("/home/me/trainer");
+        let absolute = with_absolute_paths(manifest.as_bytes(), root, root).unwrap();
+        let absolute = String::from_utf8(absolute).unwrap();
+        assert!(absolute.contains("path = \"/home/me/api\""), "{absolute}");
+        assert!(absolute.contains("path = \"/home/deep\""), "{absolute}");
+        assert!(absolute.contains("path = \"kernels\""), "{absolute}");
+    }
+}

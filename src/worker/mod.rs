@@ -1,0 +1,170 @@
+//! The child's side: the embedding program run again, to load one trainer and serve one parent.
+//!
+//! A worker lives for one task. Its exit is the only unloading there is. It learns what to do from
+//! the pipe that was its standard input and answers on the one that was its standard output; the
+//! trainer finds both replaced, so that nothing it prints can be taken for an answer.
+
+pub(crate) mod protocol;
+mod session;
+
+use crate::plugin::{Failure, LoadedTrainer, Plugin};
+use crossbeam_channel::{Receiver, Sender};
+use overnight_plugin_api::Windows;
+use protocol::{Answer, Request, read_frame, write_frame};
+use session::Run;
+use std::{fs::File, io, process, sync::Arc};
+
+/// Set in a worker's environment, and nowhere else.
+pub(crate) const VARIABLE: &str = "OVERNIGHT_WORKER";
+
+/// Turns this process into a worker if it was started as one, and never returns then.
+///
+/// Call it first thing in `main`, before threads are started or arguments read: a study starts the
+/// program that it lives in again for every trial.
+pub fn run_if_worker() {
+    if is_worker() {
+        process::exit(match serve() {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("worker: {error}");
+                1
+            }
+        });
+    }
+}
+
+/// Whether this process was started by a study, as its worker.
+pub(crate) fn is_worker() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
+/// Where answers go; shared by the session and the loop of requests, which take turns.
+pub(crate) type Replies = Arc<parking_lot::Mutex<File>>;
+
+fn serve() -> io::Result<()> {
+    let (requests, replies) = take_pipes()?;
+    let replies: Replies = Arc::new(parking_lot::Mutex::new(replies));
+    let requests = listen(requests);
+    let mut task = Task::default();
+    for request in requests {
+        let answer = task.answer(request, &replies);
+        write_frame(&mut *replies.lock(), &answer)?;
+    }
+    Ok(())
+}
+
+/// Takes standard input and output for the conversation with the parent, and leaves the trainer an
+/// empty input and an output that ends in its log.
+#[cfg(unix)]
+fn take_pipes() -> io::Result<(File, File)> {
+    use rustix::{io::fcntl_dupfd_cloexec, stdio};
+    let requests = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
+    let replies = fcntl_dupfd_cloexec(stdio::stdout(), 3)?;
+    stdio::dup2_stdin(File::open("/dev/null")?)?;
+    stdio::dup2_stdout(stdio::stderr())?;
+    Ok((requests.into(), replies.into()))
+}
+
+#[cfg(not(unix))]
+fn take_pipes() -> io::Result<(File, File)> {
+    Err(io::Error::other("workers run on Unix only so far"))
+}
+
+/// Reads requests on a thread of its own, which ends the process when the parent is gone: a worker
+/// in the middle of training must not outlive its study.
+fn listen(mut requests: File) -> Receiver<Request> {
+    let (sender, receiver): (Sender<Request>, _) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || {
+        loop {
+            match read_frame(&mut requests) {
+                Ok(Some(request)) => {
+                    if sender.send(request).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => process::exit(0),
+                Err(error) => {
+                    eprintln!("worker: cannot read a request: {error}");
+                    process::exit(1);
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// What this worker has been given so far.
+#[derive(Default)]
+struct Task {
+    trainer: Option<LoadedTrainer>,
+    run: Option<Run>,
+    vocab_size: usize,
+}
+
+impl Task {
+    fn answer(&mut self, request: Request, replies: &Replies) -> Answer {
+        match self.respond(request, replies) {
+            Ok(answer) => answer,
+            Err(failure) => Answer::Failed(failure),
+        }
+    }
+
+    fn respond(&mut self, request: Request, replies: &Replies) -> Result<Answer, Failure> {
+        match request {
+            Request::Greet => Ok(Answer::Done),
+            Request::Start { library, setup, training } => {
+                let plugin = match Plugin::load(&library) {
+                    Ok(plugin) => plugin,
+                    Err(error) => return Ok(Answer::LoadFailed(error.to_string())),
+                };
+                self.vocab_size = setup.vocab_size;
+                self.trainer = Some(plugin.trainer(&setup.into())?);
+                if let Some(data) = training {
+                    match Run::open(&data, &setup, Arc::clone(replies)) {
+                        Ok(run) => self.run = Some(run),
+                        Err(error) => return Ok(Answer::LoadFailed(error.to_string())),
+                    }
+                }
+                Ok(Answer::Done)
+            }
+            Request::Train { budget } => {
+                let Some(run) = self.run.take() else { return Err(out_of_turn()) };
+                let mut run = run.begin(budget);
+                self.trainer()?.train(&mut run)?;
+                Ok(Answer::Trained(run.progress()))
+            }
+            Request::Save { checkpoint } => {
+                self.trainer()?.save(&checkpoint)?;
+                Ok(Answer::Done)
+            }
+            Request::Load { checkpoint } => {
+                self.trainer()?.load(&checkpoint)?;
+                Ok(Answer::Done)
+            }
+            Request::Score { seq_len, inputs, targets } => {
+                let windows = Windows {
+                    inputs: &inputs,
+                    targets: &targets,
+                    batch_size: inputs.len() / seq_len,
+                    seq_len,
+                };
+                let mut nats = vec![f32::NAN; targets.len()];
+                self.trainer()?.score(windows, &mut nats)?;
+                Ok(Answer::Numbers(nats))
+            }
+            Request::Logits { prefix } => {
+                let mut logits = vec![f32::NAN; self.vocab_size];
+                self.trainer()?.logits(&prefix, &mut logits)?;
+                Ok(Answer::Numbers(logits))
+            }
+        }
+    }
+
+    fn trainer(&mut self) -> Result<&mut LoadedTrainer, Failure> {
+        self.trainer.as_mut().ok_or_else(out_of_turn)
+    }
+}
+
+fn out_of_turn() -> Failure {
+    Failure { panicked: false, message: "the worker was asked out of turn".to_owned() }
+}

@@ -1,0 +1,147 @@
+//! What parent and worker say to each other: frames of a length and a postcard message.
+
+use crate::{Budget, plugin::Failure};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+};
+
+/// What the parent asks. One request is answered before the next is sent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Answer, to show that this is a worker.
+    Greet,
+    /// Load the library and build the trainer.
+    Start { library: PathBuf, setup: Setup, training: Option<TrainingData> },
+    /// Train until the budget is spent; answered by any number of `Progress`, then `Trained`.
+    Train { budget: Budget },
+    /// Write the weights to this file.
+    Save { checkpoint: PathBuf },
+    /// Take the weights from this file.
+    Load { checkpoint: PathBuf },
+    /// Answer with the cost of every target.
+    Score { seq_len: usize, inputs: Vec<u32>, targets: Vec<u32> },
+    /// Answer with the logits after a prefix.
+    Logits { prefix: Vec<u32> },
+}
+
+/// [`overnight_plugin_api::Setup`], as it goes through the pipe.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    pub vocab_size: usize,
+    pub max_seq_len: usize,
+    pub seed: u64,
+    pub threads: usize,
+    /// The CUDA ordinal; `None` is the CPU.
+    pub cuda_device: Option<usize>,
+}
+
+/// What a training worker, and no other, gets to see.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TrainingData {
+    /// The training split's token file.
+    pub tokens: PathBuf,
+    pub bos: u32,
+}
+
+/// What the worker answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// Greeted, started, saved or loaded.
+    Done,
+    Progress(Progress),
+    Trained(Progress),
+    /// Nats or logits.
+    Numbers(Vec<f32>),
+    /// The library cannot be used, or the tokens cannot be read.
+    LoadFailed(String),
+    /// The trainer failed.
+    Failed(Failure),
+}
+
+/// How far training has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Batches handed out.
+    pub steps: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+    /// The share of the budget that is spent.
+    pub progress: f64,
+    /// Since training began, by the worker's clock.
+    pub seconds: f64,
+    /// The latest loss that the trainer reported.
+    pub loss: Option<f64>,
+}
+
+impl From<Setup> for overnight_plugin_api::Setup {
+    fn from(setup: Setup) -> Self {
+        use overnight_plugin_api::Device;
+        Self {
+            vocab_size: setup.vocab_size,
+            max_seq_len: setup.max_seq_len,
+            seed: setup.seed,
+            threads: setup.threads,
+            device: setup.cuda_device.map_or(Device::Cpu, Device::Cuda),
+        }
+    }
+}
+
+/// No honest message is longer: logits over a million tokens take 4 MB.
+const LONGEST_FRAME: usize = 64 << 20;
+
+pub(crate) fn write_frame(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut frame = vec![0; 4];
+    frame = postcard::to_extend(message, frame).map_err(io::Error::other)?;
+    let length = u32::try_from(frame.len() - 4).map_err(io::Error::other)?;
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    to.write_all(&frame)?;
+    to.flush()
+}
+
+/// The next message, or `None` where the other side has closed the pipe.
+pub(crate) fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    match from.read_exact(&mut length) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > LONGEST_FRAME {
+        return Err(io::Error::other(format!("a message of {length} bytes")));
+    }
+    // Grows with what really arrives: a length alone costs nothing.
+    let mut frame = Vec::new();
+    from.take(length as u64).read_to_end(&mut frame)?;
+    if frame.len() < length {
+        return Ok(None);
+    }
+    postcard::from_bytes(&frame).map(Some).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_out_as_it_went_in() {
+        let mut pipe = Vec::new();
+        write_frame(&mut pipe, &Answer::Numbers(vec![1.5, f32::NAN])).unwrap();
+        write_frame(&mut pipe, &Answer::Done).unwrap();
+        let mut pipe = pipe.as_slice();
+        let Some(Answer::Numbers(numbers)) = read_frame(&mut pipe).unwrap() else { panic!() };
+        assert!(numbers[0] == 1.5 && numbers[1].is_nan());
+        assert!(matches!(read_frame(&mut pipe).unwrap(), Some(Answer::Done)));
+        assert!(read_frame::<Answer>(&mut pipe).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_frame_cut_short_is_the_end_and_a_giant_one_an_error() {
+        let mut pipe = Vec::new();
+        write_frame(&mut pipe, &Answer::Numbers(vec![0.0; 100])).unwrap();
+        assert!(read_frame::<Answer>(&mut &pipe[..50]).unwrap().is_none());
+        assert!(read_frame::<Answer>(&mut [255u8; 8].as_slice()).is_err());
+    }
+}

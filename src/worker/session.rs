@@ -1,0 +1,113 @@
+//! The session of a running trainer: batches while the budget lasts, progress to the parent.
+
+use super::{
+    Replies,
+    protocol::{Answer, Progress, Setup, TrainingData, write_frame},
+};
+use crate::{Budget, Result, data::Loader};
+use abi_stable::std_types::{RErr, ROk, RResult, RSliceMut, RString};
+use overnight_plugin_api::raw::Host;
+use std::time::{Duration, Instant};
+
+/// How often the parent hears of progress, at most: often enough for a live view and a loss curve,
+/// rarely enough to cost nothing.
+const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
+
+/// A session that is ready, its clock not yet started.
+pub(super) struct Run {
+    loader: Loader,
+    max_seq_len: usize,
+    replies: Replies,
+}
+
+/// A session in progress.
+pub(super) struct Running {
+    run: Run,
+    budget: Budget,
+    begun: Instant,
+    last_report: Instant,
+    steps: u64,
+    tokens: u64,
+    loss: Option<f64>,
+}
+
+impl Run {
+    /// Opens the training tokens.
+    pub(super) fn open(data: &TrainingData, setup: &Setup, replies: Replies) -> Result<Self> {
+        let loader = Loader::open(&data.tokens, data.bos, setup.seed)?;
+        Ok(Self { loader, max_seq_len: setup.max_seq_len, replies })
+    }
+
+    /// Starts the clock.
+    pub(super) fn begin(self, budget: Budget) -> Running {
+        let now = Instant::now();
+        Running { run: self, budget, begun: now, last_report: now, steps: 0, tokens: 0, loss: None }
+    }
+}
+
+impl Running {
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            steps: self.steps,
+            tokens: self.tokens,
+            progress: Host::progress(self),
+            seconds: self.begun.elapsed().as_secs_f64(),
+            loss: self.loss,
+        }
+    }
+}
+
+impl Host for Running {
+    fn check_shape(&self, batch_size: usize, seq_len: usize) -> RResult<(), RString> {
+        let longest = self.run.max_seq_len;
+        if batch_size == 0 {
+            RErr("a batch needs at least one row".into())
+        } else if seq_len == 0 || seq_len > longest {
+            RErr(format!("a row has 1 to {longest} tokens in this study").into())
+        } else if batch_size.saturating_mul(seq_len) > 1 << 28 {
+            RErr("that is more tokens than a machine can hold".into())
+        } else {
+            ROk(())
+        }
+    }
+
+    fn next_batch(
+        &mut self,
+        batch_size: usize,
+        seq_len: usize,
+        mut inputs: RSliceMut<'_, u32>,
+        mut targets: RSliceMut<'_, u32>,
+    ) -> bool {
+        if Host::progress(self) >= 1.0 {
+            return false;
+        }
+        let (inputs, targets) = (inputs.as_mut_slice(), targets.as_mut_slice());
+        if let Err(error) = self.run.loader.next(batch_size, seq_len, inputs, targets) {
+            // The file was whole when it was opened. Nothing of the trainer's doing leads here, and
+            // a budget that ends early would look like a result.
+            eprintln!("worker: {error}");
+            std::process::exit(1);
+        }
+        self.steps += 1;
+        self.tokens += inputs.len() as u64;
+        true
+    }
+
+    fn progress(&self) -> f64 {
+        match self.budget {
+            Budget::WallClock(limit) => {
+                (self.begun.elapsed().as_secs_f64() / limit.as_secs_f64()).min(1.0)
+            }
+            Budget::Steps(limit) => self.steps as f64 / limit as f64,
+        }
+    }
+
+    fn report(&mut self, loss: f64) {
+        self.loss = Some(loss);
+        if self.last_report.elapsed() >= BETWEEN_REPORTS {
+            self.last_report = Instant::now();
+            // A parent that is gone ends this process by itself.
+            let _ = write_frame(&mut *self.run.replies.lock(), &Answer::Progress(self.progress()));
+        }
+    }
+}

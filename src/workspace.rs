@@ -1,0 +1,149 @@
+//! The study's git repository: one branch, one commit a kept trial.
+
+use crate::{
+    Error, Result,
+    cargo::missing,
+    trainer_crate::{EDITED, TrainerCrate},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// A git work tree with the trainer crate, on branch `overnight/<tag>`.
+///
+/// Between trials it holds the incumbent, and nothing uncommitted.
+#[derive(Debug)]
+pub struct Workspace {
+    folder: PathBuf,
+    branch: String,
+}
+
+impl Workspace {
+    /// Opens the work tree in `folder`, or makes it with `trainer` as its first commit.
+    pub(crate) fn open(folder: &Path, tag: &str, trainer: &TrainerCrate) -> Result<Self> {
+        let branch = format!("overnight/{}", ref_name(tag));
+        let workspace = Self { folder: folder.to_owned(), branch };
+        if workspace.has_commits() {
+            return Ok(workspace);
+        }
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        workspace.git(&["init", "--quiet"])?;
+        workspace.git(&["symbolic-ref", "HEAD", &format!("refs/heads/{}", workspace.branch)])?;
+        trainer.lay_out(folder)?;
+        workspace.write(trainer.source())?;
+        workspace.git(&["add", "--all", "--force"])?;
+        Ok(workspace)
+    }
+
+    /// The branch that kept trials are committed on.
+    pub fn branch(&self) -> &str {
+        &self.branch
+    }
+
+    /// Where the work tree is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Puts a trial's source in place, uncommitted.
+    pub(crate) fn write(&self, source: &str) -> Result<()> {
+        let path = self.folder.join(EDITED);
+        fs::write(&path, source).map_err(Error::io("write", path))
+    }
+
+    /// What the source in place changes, as a unified diff.
+    pub(crate) fn diff(&self) -> Result<String> {
+        if self.has_commits() { self.git(&["diff", "--no-color", "HEAD"]) } else { Ok(String::new()) }
+    }
+
+    /// Commits the source in place; the full hash.
+    pub(crate) fn commit(&self, message: &str) -> Result<String> {
+        self.git(&["add", "--", EDITED])?;
+        self.git(&["commit", "--quiet", "--allow-empty", "--no-verify", "-m", message])?;
+        self.head()
+    }
+
+    /// Puts the incumbent's source back.
+    pub(crate) fn reset(&self) -> Result<()> {
+        self.git(&["reset", "--quiet", "--hard"]).map(drop)
+    }
+
+    /// Makes `commit` the branch's tip, whatever a killed process left.
+    pub(crate) fn reset_to(&self, commit: &str) -> Result<()> {
+        // Nobody but a killed git of this study's can hold it: the study is locked.
+        let _ = fs::remove_file(self.folder.join(".git/index.lock"));
+        self.git(&["symbolic-ref", "HEAD", &format!("refs/heads/{}", self.branch)])?;
+        self.git(&["reset", "--quiet", "--hard", commit]).map(drop)
+    }
+
+    fn head(&self) -> Result<String> {
+        Ok(self.git(&["rev-parse", "HEAD"])?.trim().to_owned())
+    }
+
+    fn has_commits(&self) -> bool {
+        self.folder.join(".git").is_dir() && self.head().is_ok()
+    }
+
+    fn git(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.run(arguments)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(Error::Command {
+            command: format!("git {}", arguments.join(" ")),
+            folder: self.folder.clone(),
+            complaint: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        })
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new("git");
+        // Nothing of the user's: no identity that may be missing, no hooks, no signing key that
+        // would ask for its password at 3 a.m., and not the repository that this one lies in.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"GIT_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .args(["-c", "user.name=overnight", "-c", "user.email=overnight@localhost"])
+            .args(["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0"])
+            .args(["-c", "core.autocrlf=false"])
+            .arg("--git-dir")
+            .arg(self.folder.join(".git"))
+            .arg("--work-tree")
+            .arg(&self.folder)
+            .args(arguments)
+            .current_dir(&self.folder);
+        command.output().map_err(|error| missing("git", error))
+    }
+}
+
+/// Whether git is there at all: asked before anything long begins.
+pub(crate) fn check_git() -> Result<()> {
+    Command::new("git").arg("--version").output().map_err(|error| missing("git", error)).map(drop)
+}
+
+/// What git takes as part of a branch's name.
+fn ref_name(tag: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '-' };
+    let name: String = tag.chars().map(plain).collect();
+    if name.is_empty() { "study".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_tag_makes_a_branch_name() {
+        assert_eq!(ref_name("nov24"), "nov24");
+        assert_eq!(ref_name("a b..c~d"), "a-b--c-d");
+        assert_eq!(ref_name(""), "study");
+    }
+}

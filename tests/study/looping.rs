@@ -1,0 +1,188 @@
+//! The loop: keeping, discarding, resuming, proposing, listening.
+
+use crate::tiny::{self, Sources};
+use overnight::{
+    Budget, Event, Ledger, Outcome, Status, StopHandle, Study,
+    proposer::{Brief, Proposal, Tuner},
+};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+fn improving_sources() -> Sources {
+    Sources(vec![
+        ("less smoothing", tiny::smoothing("3.0")),
+        ("more smoothing", tiny::smoothing("90.0")),
+        ("much less smoothing", tiny::smoothing("0.3")),
+    ])
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("git").arg("-C").arg(folder).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub fn better_trials_are_kept_and_others_leave_no_trace() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let dir = dir.path().join("nov24");
+    let mut study =
+        tiny::study(&dir, corpus.path()).proposer(improving_sources()).open().unwrap();
+    study.optimize(None).unwrap();
+
+    let statuses: Vec<_> = study.trials().iter().map(|trial| trial.status).collect();
+    assert_eq!(statuses, [Status::Keep, Status::Keep, Status::Discard, Status::Keep]);
+    assert_eq!(study.best_trial().unwrap().trial, 3);
+    let parents: Vec<_> = study.trials().iter().map(|trial| trial.parent).collect();
+    assert_eq!(parents, [None, Some(0), Some(1), Some(1)]);
+
+    let workspace = dir.join("workspace");
+    assert_eq!(git(&workspace, &["branch", "--show-current"]).trim(), "overnight/nov24");
+    let subjects = git(&workspace, &["log", "--format=%s"]);
+    assert_eq!(
+        subjects.lines().collect::<Vec<_>>(),
+        ["trial 3: much less smoothing", "trial 1: less smoothing", "trial 0: baseline"]
+    );
+    assert_eq!(git(&workspace, &["status", "--porcelain"]), "");
+    let source = fs::read_to_string(workspace.join("src/train.rs")).unwrap();
+    assert_eq!(source, tiny::smoothing("0.3"));
+
+    let results = fs::read_to_string(dir.join("results.tsv")).unwrap();
+    let rows: Vec<Vec<_>> = results.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(rows[0], ["commit", "val_bpb", "memory_gb", "status", "description"]);
+    assert_eq!(rows[3][3..], ["discard", "more smoothing"]);
+    assert_eq!(rows.len(), 5);
+
+    // Weights and library stay with what was kept.
+    for (trial, kept) in [(0, true), (1, true), (2, false), (3, true)] {
+        let folder = study.folder_of(trial);
+        assert_eq!(folder.join("model.safetensors").exists(), kept, "trial {trial}");
+        assert!(folder.join("source.rs").exists() && folder.join("outcome.json").exists());
+    }
+    let diff = fs::read_to_string(study.folder_of(2).join("change.diff")).unwrap();
+    assert!(diff.contains("-const SMOOTHING: f64 = 3.0;"), "{diff}");
+
+    let measured = &study.trials()[3].measurement;
+    assert_eq!(measured.num_steps, Some(30));
+    assert_eq!(measured.total_tokens, Some(30 * 4 * 32));
+    assert!(measured.peak_memory_mb.unwrap() > 1.0);
+    assert_eq!(Ledger::read(&dir).unwrap(), study.trials());
+}
+
+pub fn a_study_that_is_reopened_goes_on_where_it_stopped() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let open = || {
+        tiny::study(dir.path(), corpus.path()).proposer(improving_sources()).open().unwrap()
+    };
+    open().optimize(Some(2)).unwrap();
+    let mut study = open();
+    assert_eq!(study.trials().len(), 3);
+    study.optimize(None).unwrap();
+    assert_eq!(study.trials().len(), 4);
+    assert_eq!(study.best_trial().unwrap().trial, 3);
+}
+
+pub fn a_study_under_step_budgets_is_repeatable() {
+    let corpus = tiny::corpus();
+    let run = |interrupt: bool| -> Vec<_> {
+        let dir = tempfile::tempdir().unwrap();
+        let open =
+            || tiny::study(dir.path(), corpus.path()).proposer(Tuner::new(7)).open().unwrap();
+        let mut study = open();
+        study.optimize(Some(3)).unwrap();
+        if interrupt {
+            drop(study);
+            study = open();
+        }
+        study.optimize(Some(3)).unwrap();
+        let facts = study.trials().iter();
+        facts.map(|t| (t.source_sha256.clone(), t.measurement.val_bpb, t.status)).collect()
+    };
+    let straight = run(false);
+    assert_eq!(straight.len(), 7);
+    assert_eq!(straight, run(true));
+}
+
+pub fn the_tuner_improves_the_tiny_trainer() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let mut study =
+        tiny::study(dir.path(), corpus.path()).proposer(Tuner::new(0)).open().unwrap();
+    study.optimize(Some(8)).unwrap();
+    let best = study.best_trial().unwrap();
+    assert!(best.trial > 0, "{:#?}", study.trials());
+    assert!(best.measurement.val_bpb < study.trials()[0].measurement.val_bpb);
+}
+
+pub fn a_closure_proposes_and_an_observer_hears_everything() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let (sender, events) = crossbeam_channel::unbounded();
+    let propose = |brief: &Brief<'_>| {
+        assert_eq!(fs::read_to_string(brief.folder.join("src/train.rs")).unwrap(), brief.source);
+        let source = brief.source.replace("= 30.0;", "= 3.0;");
+        Ok(Proposal { source, description: "less\nsmoothing".to_owned() })
+    };
+    let mut study = tiny::study(dir.path(), corpus.path())
+        .proposer(propose)
+        .observer(sender)
+        .open()
+        .unwrap();
+    study.optimize(Some(1)).unwrap();
+    drop(study);
+    let finished: Vec<_> = events
+        .iter()
+        .filter_map(|event| if let Event::Finished(trial) = event { Some(trial) } else { None })
+        .collect();
+    assert_eq!(finished.len(), 2);
+    assert_eq!(finished[1].description, "less smoothing");
+    assert_eq!(finished[1].status, Status::Keep);
+}
+
+pub fn the_same_source_is_not_tried_twice() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let sources = Sources(vec![("the baseline again", tiny::source())]);
+    let mut study = tiny::study(dir.path(), corpus.path()).proposer(sources).open().unwrap();
+    study.optimize(None).unwrap();
+    let trial = &study.trials()[1];
+    assert_eq!(trial.outcome, Outcome::Refused);
+    assert!(trial.reason.as_deref().unwrap().contains("trial 0"));
+    assert_eq!(trial.measurement.training_seconds, None);
+}
+
+pub fn a_wall_clock_budget_is_spent_to_its_end() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let budget = Duration::from_secs(1);
+    let mut study = tiny::study(dir.path(), corpus.path())
+        .budget(Budget::WallClock(budget))
+        .open()
+        .unwrap();
+    study.optimize(Some(0)).unwrap();
+    let measured = &study.trials()[0].measurement;
+    assert!(measured.training_seconds.unwrap() >= budget.as_secs_f64(), "{measured:?}");
+    assert!(measured.num_steps.unwrap() > 1);
+}
+
+pub fn a_stopped_study_forgets_the_trial_in_flight() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let (sender, events) = crossbeam_channel::unbounded();
+    let stop = StopHandle::new();
+    let mut study: Study = tiny::study(dir.path(), corpus.path())
+        .budget(Budget::WallClock(Duration::from_mins(10)))
+        .stop_handle(stop.clone())
+        .observer(sender)
+        .open()
+        .unwrap();
+    let stopper = std::thread::spawn(move || {
+        for event in events {
+            if matches!(event, Event::Training { .. }) {
+                stop.stop();
+                return;
+            }
+        }
+    });
+    study.optimize(None).unwrap();
+    stopper.join().unwrap();
+    assert!(study.trials().is_empty());
+}

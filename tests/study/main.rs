@@ -1,0 +1,64 @@
+//! Whole studies with a tiny real trainer: built, loaded, trained, examined, judged, recorded.
+//!
+//! A study runs its own program again as worker, and a program of the standard test harness cannot
+//! begin with `run_if_worker`, so this one brings its harness along.
+
+mod exam;
+mod inputs;
+mod language;
+mod loading;
+mod looping;
+mod outcomes;
+mod surviving;
+mod tiny;
+
+use libtest_mimic::{Arguments, Trial};
+
+macro_rules! tests {
+    ($($module:ident: $($name:ident),* $(,)?;)*) => {
+        vec![$($(Trial::test(
+            concat!(stringify!($module), "::", stringify!($name)),
+            || { $module::$name(); Ok(()) },
+        )),*),*]
+    };
+}
+
+fn main() {
+    overnight::worker::run_if_worker();
+    surviving::run_if_victim();
+    let tests = tests![
+        exam:
+            an_oracle_scores_the_entropy_rate_of_its_language,
+            a_uniform_trainer_scores_the_logarithm_of_the_vocabulary;
+        inputs:
+            a_folder_without_the_edited_file_is_no_trainer,
+            a_study_of_another_configuration_is_refused,
+            a_second_process_on_one_study_is_refused,
+            a_program_that_is_no_worker_is_named,
+            a_corpus_too_small_to_split_is_refused;
+        loading:
+            two_artifacts_load_two_trainers,
+            a_library_that_is_no_trainer_is_refused;
+        looping:
+            better_trials_are_kept_and_others_leave_no_trace,
+            a_study_that_is_reopened_goes_on_where_it_stopped,
+            a_study_under_step_budgets_is_repeatable,
+            the_tuner_improves_the_tiny_trainer,
+            a_closure_proposes_and_an_observer_hears_everything,
+            the_same_source_is_not_tried_twice,
+            a_wall_clock_budget_is_spent_to_its_end,
+            a_stopped_study_forgets_the_trial_in_flight;
+        outcomes:
+            every_misdeed_has_its_outcome,
+            a_trainer_that_hangs_is_killed_with_its_children,
+            output_without_end_leaves_a_log_of_bounded_size,
+            code_that_does_not_compile_comes_back_with_the_compilers_words,
+            unsafe_code_does_not_compile,
+            a_baseline_that_fails_ends_the_study;
+        surviving:
+            a_study_killed_at_any_moment_resumes,
+            a_torn_last_line_is_repaired,
+            a_damaged_line_in_the_middle_is_not_thrown_away;
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit();
+}

@@ -1,0 +1,119 @@
+//! What becomes of trainers that fail, each in its own way.
+
+use crate::tiny;
+use overnight::{Budget, Outcome, Status, Study, Trial};
+use std::{fs, path::Path, time::Duration};
+
+/// Runs the baseline and then `source`; the second trial.
+fn try_out(dir: &Path, source: String) -> (Study, Trial) {
+    let corpus = tiny::corpus();
+    let mut study = tiny::study(dir, corpus.path())
+        .grace(Duration::from_secs(2))
+        .budget(Budget::WallClock(Duration::from_millis(500)))
+        .proposer(tiny::Sources(vec![("the subject", source)]))
+        .open()
+        .unwrap();
+    study.optimize(Some(1)).unwrap();
+    let trial = study.trials()[1].clone();
+    (study, trial)
+}
+
+pub fn every_misdeed_has_its_outcome() {
+    // Of each: what it comes to, and what the reason must say for a person to understand.
+    let deeds = [
+        ("PanicInNew", Outcome::Panicked, "src/train.rs"),
+        ("PanicInTraining", Outcome::Panicked, "a shape does not fit"),
+        ("ErrorInTraining", Outcome::Failed, "the loss is not a number"),
+        ("ExitInTraining", Outcome::Exited { exit_code: 3 }, "status 3"),
+        ("AbortInTraining", Outcome::Signalled { signal: 6 }, "aborted"),
+        ("AskForTooMuch", Outcome::Panicked, "1 to 64 tokens"),
+        ("ForgetWeights", Outcome::Failed, "what weights?"),
+        ("AnswerNan", Outcome::Rejected, "NaN nats"),
+        ("HalveTheNats", Outcome::Rejected, "the rooms disagree"),
+        ("LookAhead", Outcome::Rejected, "the rooms disagree"),
+    ];
+    let corpus = tiny::corpus();
+    let dir = tempfile::tempdir().unwrap();
+    let sources = deeds.iter().map(|(deed, ..)| (*deed, tiny::doing(deed))).collect();
+    let mut study = tiny::study(dir.path(), corpus.path())
+        .proposer(tiny::Sources(sources))
+        .open()
+        .unwrap();
+    study.optimize(None).unwrap();
+    assert_eq!(study.trials().len(), 1 + deeds.len());
+    for (trial, (deed, outcome, reason)) in study.trials()[1..].iter().zip(&deeds) {
+        assert_eq!(trial.outcome, *outcome, "{deed}: {:?}", trial.reason);
+        assert_eq!(trial.status, Status::Crash, "{deed}");
+        assert_eq!(trial.measurement.val_bpb, None, "{deed}");
+        let said = trial.reason.as_deref().unwrap_or_default();
+        assert!(said.contains(reason), "{deed}: {said}");
+    }
+    let overflow = tempfile::tempdir().unwrap();
+    let (_, trial) = try_out(overflow.path(), tiny::doing("Overflow"));
+    assert!(matches!(trial.outcome, Outcome::Signalled { .. }), "{trial:?}");
+}
+
+pub fn a_trainer_that_hangs_is_killed_with_its_children() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, trial) = try_out(dir.path(), tiny::doing("Hang"));
+    assert_eq!(trial.outcome, Outcome::TimedOut, "{:?}", trial.reason);
+
+    let dir = tempfile::tempdir().unwrap();
+    let (study, trial) = try_out(dir.path(), tiny::doing("LeaveAChildBehind"));
+    assert_eq!(trial.outcome, Outcome::Exited { exit_code: 0 }, "{:?}", trial.reason);
+    let child = fs::read_to_string(study.folder_of(1).join("child")).unwrap();
+    // Dead, or dead and not yet collected by whoever inherited it.
+    let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z"), "the child goes on: {state}");
+}
+
+pub fn output_without_end_leaves_a_log_of_bounded_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (study, _) = try_out(dir.path(), tiny::doing("PrintWithoutEnd"));
+    let log = fs::read_to_string(study.folder_of(1).join("run.log")).unwrap();
+    assert!(log.len() < 2 << 20, "{} bytes", log.len());
+    assert!(log.contains("line 0:") && log.contains("the very last line"));
+    assert!(log.contains("bytes of output left out"));
+}
+
+pub fn code_that_does_not_compile_comes_back_with_the_compilers_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = tiny::source().replace("let seq_len =", "let seq_len: String =");
+    let (study, trial) = try_out(dir.path(), source);
+    assert_eq!(trial.outcome, Outcome::BuildFailed);
+    let reason = trial.reason.unwrap();
+    assert!(reason.starts_with("src/train.rs:") && reason.contains("mismatched types"), "{reason}");
+    let log = fs::read_to_string(study.folder_of(1).join("build.log")).unwrap();
+    assert!(log.contains("expected `String`"), "{log}");
+}
+
+pub fn unsafe_code_does_not_compile() {
+    let dir = tempfile::tempdir().unwrap();
+    // Neither in a block, nor by switching the lint off.
+    let source = tiny::source() + "\n#[allow(unsafe_code)] pub fn f() { unsafe {} }\n";
+    let (_, trial) = try_out(dir.path(), source);
+    assert_eq!(trial.outcome, Outcome::BuildFailed, "{:?}", trial.reason);
+}
+
+pub fn a_baseline_that_fails_ends_the_study() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let trainer = tempfile::tempdir().unwrap();
+    copy_tiny(trainer.path(), &tiny::doing("ErrorInTraining"));
+    let study = tiny::study(dir.path(), corpus.path()).trainer(trainer.path()).open();
+    let error = study.unwrap().step().unwrap_err().to_string();
+    assert!(error.contains("the loss is not a number"), "{error}");
+    assert!(error.contains("trials/0000"), "{error}");
+}
+
+/// The tiny trainer's crate with another source, at another place.
+fn copy_tiny(to: &Path, source: &str) {
+    fs::create_dir_all(to.join("src")).unwrap();
+    for name in ["Cargo.lock", "src/lib.rs"] {
+        fs::copy(tiny::folder().join(name), to.join(name)).unwrap();
+    }
+    let manifest = fs::read_to_string(tiny::folder().join("Cargo.toml")).unwrap();
+    let api = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin-api");
+    let manifest = manifest.replace("../../../plugin-api", api.to_str().unwrap());
+    fs::write(to.join("Cargo.toml"), manifest).unwrap();
+    fs::write(to.join("src/train.rs"), source).unwrap();
+}

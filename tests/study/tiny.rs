@@ -1,0 +1,72 @@
+//! The tiny trainer, its language, and studies over both.
+
+use crate::language::Language;
+use overnight::{
+    Budget, Study, StudyBuilder,
+    data::DataSpec,
+    proposer::{Brief, Proposal, ProposeError, Proposer},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub const VOCAB_SIZE: usize = 257;
+
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/trainers/tiny")
+}
+
+pub fn source() -> String {
+    fs::read_to_string(folder().join("src/train.rs")).unwrap()
+}
+
+/// The tiny trainer, doing a deed of its list.
+pub fn doing(deed: &str) -> String {
+    replaced(&source(), "Deed = Deed::Honest;", &format!("Deed = Deed::{deed};"))
+}
+
+/// The tiny trainer with another smoothing: less is better, down to almost nothing.
+pub fn smoothing(value: &str) -> String {
+    replaced(&source(), "SMOOTHING: f64 = 30.0;", &format!("SMOOTHING: f64 = {value};"))
+}
+
+fn replaced(source: &str, from: &str, to: &str) -> String {
+    assert_eq!(source.matches(from).count(), 1, "{from}");
+    source.replace(from, to)
+}
+
+/// A folder with a text of the test language.
+pub fn corpus() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    Language::new().write_corpus(folder.path(), 200);
+    folder
+}
+
+/// A study in `dir` over `corpus`: a few steps of the tiny trainer, a small exam.
+pub fn study(dir: &Path, corpus: &Path) -> StudyBuilder {
+    Study::builder(dir)
+        .trainer(folder())
+        .data(DataSpec::Text(corpus.to_owned()))
+        .vocab_size(VOCAB_SIZE)
+        .max_seq_len(64)
+        .exam_windows(64)
+        .exam_comparisons(64)
+        .threads(1)
+        .budget(Budget::Steps(30))
+}
+
+/// Proposes these sources, one after the other.
+pub struct Sources(pub Vec<(&'static str, String)>);
+
+impl Proposer for Sources {
+    fn name(&self) -> &str {
+        "sources"
+    }
+
+    fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
+        let (description, source) =
+            self.0.get(brief.trial - 1).cloned().ok_or(ProposeError::Exhausted)?;
+        Ok(Proposal { source, description: description.to_owned() })
+    }
+}
