@@ -51,7 +51,7 @@ impl StudyBuilder {
             budget: Budget::default(),
             seed: 0,
             data: DataSpec::Builtin,
-            vocab_size: PrepareOptions::default().vocab_size,
+            vocab_size: 2048,
             trainer: None,
             program: include_str!("../program.md").to_owned(),
             proposer: None,

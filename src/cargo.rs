@@ -58,7 +58,7 @@ impl Cargo {
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
         trainer.lay_out(&folder)?;
         let mut cargo = Self { folder, target, toolchain, crates: 0, stop };
-        cargo.fetch()?;
+        fetch(&cargo.folder)?;
         cargo.crates = cargo.count_crates()?;
         Ok(cargo)
     }
@@ -203,24 +203,6 @@ impl Cargo {
         }
     }
 
-    fn fetch(&self) -> Result<()> {
-        // Offline first: a machine that has the crates needs no network, nor time for it.
-        let offline = self.command("fetch").args(["--locked", "--offline"]).output();
-        if offline.map_err(|error| missing("cargo", error))?.status.success() {
-            return Ok(());
-        }
-        let online = self.command("fetch").arg("--locked").output();
-        let online = online.map_err(|error| missing("cargo", error))?;
-        if online.status.success() {
-            return Ok(());
-        }
-        Err(Error::Command {
-            command: "cargo fetch --locked".to_owned(),
-            folder: self.folder.clone(),
-            complaint: last_lines(&String::from_utf8_lossy(&online.stderr)),
-        })
-    }
-
     fn command(&self, verb: &str) -> Command {
         let mut command = cargo();
         command.arg(verb).current_dir(&self.folder);
@@ -244,6 +226,27 @@ pub(crate) fn cargo() -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// Makes sure that what the lock file in `folder` names is on this machine.
+pub(crate) fn fetch(folder: &Path) -> Result<()> {
+    let fetch = |arguments: &[&str]| {
+        let output = cargo().arg("fetch").args(arguments).current_dir(folder).output();
+        output.map_err(|error| missing("cargo", error))
+    };
+    // Offline first: a machine that has the crates needs no network, nor time for it.
+    if fetch(&["--locked", "--offline"])?.status.success() {
+        return Ok(());
+    }
+    let online = fetch(&["--locked"])?;
+    if online.status.success() {
+        return Ok(());
+    }
+    Err(Error::Command {
+        command: "cargo fetch --locked".to_owned(),
+        folder: folder.to_owned(),
+        complaint: last_lines(&String::from_utf8_lossy(&online.stderr)),
+    })
 }
 
 fn toolchain(folder: &Path) -> Result<String> {

@@ -28,6 +28,10 @@ pub enum Error {
     #[error("{text:?} is no budget: {problem} (examples: 5m, 90s, 200steps)")]
     Budget { text: String, problem: &'static str },
 
+    /// There is nothing to learn from.
+    #[error("cannot learn from {what}: {problem}")]
+    Data { what: String, problem: String },
+
     /// The folder is no trainer crate.
     #[error("{} cannot be used as a trainer: {problem}", folder.display())]
     TrainerCrate { folder: PathBuf, problem: String },
@@ -51,6 +55,14 @@ pub enum Error {
     /// There is nothing to improve on.
     #[error("the unchanged trainer came to nothing: {reason}; see {}", folder.display())]
     Baseline { reason: String, folder: PathBuf },
+
+    /// The text names no proposer, or one that has nothing to propose.
+    #[error("{text:?} proposes nothing: {problem} (examples: tuner, replay:DIR)")]
+    ProposerSpec {
+        /// As written on the command line.
+        text: String,
+        problem: String,
+    },
 
     /// The proposer gave up.
     #[error("the proposer {proposer} cannot go on: {source}")]

@@ -167,7 +167,7 @@ fn cross_entropy(logits: &[f32], target: usize) -> f64 {
     let greatest = f64::from(greatest);
     // Subtracting the greatest keeps every exponential at most 1.
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - greatest).exp()).sum();
-    greatest + sum.ln() - f64::from(logits[target])
+    sum.ln() + (greatest - f64::from(logits[target]))
 }
 
 /// A cost is a finite number and not below zero, but for rounding.

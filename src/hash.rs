@@ -1,11 +1,24 @@
 //! Names for contents: SHA-256 in hexadecimal.
 
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
+use std::{fmt::Write, fs::File, io, path::Path};
 
 /// Of one text or file.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
+}
+
+/// Of a file, without holding it in memory.
+pub(crate) fn sha256_of_file(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut file = File::open(path)?;
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match io::Read::read(&mut file, &mut chunk)? {
+            0 => return Ok(hexadecimal(&hasher.finalize())),
+            length => hasher.update(&chunk[..length]),
+        }
+    }
 }
 
 /// Of several parts, told apart by their lengths.

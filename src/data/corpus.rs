@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     fn numbered(files: usize) -> Vec<(String, String)> {
-        (0..files).map(|i| (format!("{i}.txt"), format!("text {i} ").repeat(2000 / files))).collect()
+        (0..files).map(|i| (format!("{i}.txt"), format!("text {i} ").repeat(4000 / files))).collect()
     }
 
     #[test]

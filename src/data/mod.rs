@@ -12,7 +12,7 @@ mod spec;
 mod tokenizer;
 mod tokens;
 
-pub use dataset::{Dataset, PrepareOptions, Preparing, Split};
+pub use dataset::{Dataset, PrepareOptions, Preparing, Split, Stage};
 pub use loader::Loader;
 pub use packer::{Packer, Windows};
 pub use spec::DataSpec;
