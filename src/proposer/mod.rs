@@ -1,5 +1,14 @@
 //! Whoever writes the next source: the trait, and the proposers that we ship.
 
+mod knobs;
+mod replay;
+mod spec;
+mod tuner;
+
+pub use replay::Replay;
+pub use spec::ProposerSpec;
+pub use tuner::Tuner;
+
 use crate::Trial;
 use std::path::Path;
 
@@ -95,5 +104,3 @@ pub enum ProposeError {
     #[error("the proposer failed: {0}")]
     Failed(String),
 }
-pub struct Tuner; impl Tuner{pub fn new(_:u64)->Self{todo!()}}
-impl Proposer for Tuner{fn name(&self)->&str{""} fn propose(&mut self,_:&Brief<'_>)->Result<Proposal,ProposeError>{todo!()}}

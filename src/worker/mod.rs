@@ -7,7 +7,11 @@
 pub(crate) mod protocol;
 mod session;
 
-use crate::plugin::{Failure, LoadedTrainer, Plugin};
+use crate::{
+    Budget,
+    data::Loader,
+    plugin::{Failure, LoadedTrainer, Plugin},
+};
 use crossbeam_channel::{Receiver, Sender};
 use overnight_plugin_api::Windows;
 use protocol::{Answer, Request, read_frame, write_frame};
@@ -31,6 +35,19 @@ pub fn run_if_worker() {
             }
         });
     }
+}
+
+/// Trains in this very process, without a worker, and says how many tokens were handed out: for
+/// benches and tests, which give up the clock's guard and the process's end for it.
+pub fn train_in_process(
+    trainer: &mut LoadedTrainer,
+    loader: Loader,
+    max_seq_len: usize,
+    budget: Budget,
+) -> Result<u64, Failure> {
+    let mut run = Run { loader, max_seq_len, listener: Box::new(|_| {}) }.begin(budget);
+    trainer.train(&mut run)?;
+    Ok(run.progress().tokens)
 }
 
 /// Whether this process was started by a study, as its worker.
@@ -120,10 +137,16 @@ impl Task {
                 self.vocab_size = setup.vocab_size;
                 self.trainer = Some(plugin.trainer(&setup.into())?);
                 if let Some(data) = training {
-                    match Run::open(&data, &setup, Arc::clone(replies)) {
-                        Ok(run) => self.run = Some(run),
+                    let loader = match Loader::open(&data.tokens, data.bos, setup.seed) {
+                        Ok(loader) => loader,
                         Err(error) => return Ok(Answer::LoadFailed(error.to_string())),
-                    }
+                    };
+                    let replies = Arc::clone(replies);
+                    let listener = Box::new(move |progress| {
+                        // A parent that is gone ends this process by itself.
+                        let _ = write_frame(&mut *replies.lock(), &Answer::Progress(progress));
+                    });
+                    self.run = Some(Run { loader, max_seq_len: setup.max_seq_len, listener });
                 }
                 Ok(Answer::Done)
             }

@@ -1,10 +1,7 @@
 //! The session of a running trainer: batches while the budget lasts, progress to the parent.
 
-use super::{
-    Replies,
-    protocol::{Answer, Progress, Setup, TrainingData, write_frame},
-};
-use crate::{Budget, Result, data::Loader};
+use super::protocol::Progress;
+use crate::{Budget, data::Loader};
 use abi_stable::std_types::{RErr, ROk, RResult, RSliceMut, RString};
 use overnight_plugin_api::raw::Host;
 use std::time::{Duration, Instant};
@@ -13,11 +10,14 @@ use std::time::{Duration, Instant};
 /// rarely enough to cost nothing.
 const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
 
+/// Hears of progress, now and then.
+pub(super) type Listener = Box<dyn FnMut(Progress)>;
+
 /// A session that is ready, its clock not yet started.
 pub(super) struct Run {
-    loader: Loader,
-    max_seq_len: usize,
-    replies: Replies,
+    pub loader: Loader,
+    pub max_seq_len: usize,
+    pub listener: Listener,
 }
 
 /// A session in progress.
@@ -32,12 +32,6 @@ pub(super) struct Running {
 }
 
 impl Run {
-    /// Opens the training tokens.
-    pub(super) fn open(data: &TrainingData, setup: &Setup, replies: Replies) -> Result<Self> {
-        let loader = Loader::open(&data.tokens, data.bos, setup.seed)?;
-        Ok(Self { loader, max_seq_len: setup.max_seq_len, replies })
-    }
-
     /// Starts the clock.
     pub(super) fn begin(self, budget: Budget) -> Running {
         let now = Instant::now();
@@ -106,8 +100,8 @@ impl Host for Running {
         self.loss = Some(loss);
         if self.last_report.elapsed() >= BETWEEN_REPORTS {
             self.last_report = Instant::now();
-            // A parent that is gone ends this process by itself.
-            let _ = write_frame(&mut *self.run.replies.lock(), &Answer::Progress(self.progress()));
+            let progress = self.progress();
+            (self.run.listener)(progress);
         }
     }
 }

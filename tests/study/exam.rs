@@ -11,6 +11,7 @@ use std::{fmt::Write, fs, path::Path};
 fn score(corpus: &Path, source: &str) -> f64 {
     let dir = tempfile::tempdir().unwrap();
     let mut study = tiny::study(dir.path(), corpus)
+        .max_seq_len(500)
         .exam_windows(400)
         .proposer(tiny::Sources(vec![("the subject", source.to_owned())]))
         .open()

@@ -1,0 +1,81 @@
+//! Rows of `results.tsv`, with autoresearch's five columns.
+
+use crate::{Status, Trial};
+
+/// The first line of `results.tsv`.
+pub const RESULTS_HEADER: &str = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n";
+
+/// Stands where a trial has no commit: only what is kept is committed.
+const NO_COMMIT: &str = "-------";
+
+/// A trial's line of `results.tsv`.
+///
+/// - `commit`: the first seven digits of the hash; `-------` for a trial that was not kept.
+/// - `val_bpb`: bits per byte with six decimals.
+/// - `memory_gb`: peak memory in GiB with one decimal, of the accelerator if it is known and of the
+///   training process otherwise.
+/// - `status`: `keep`, `discard` or `crash`.
+/// - `description`: in one line, without tabs, and with `'` for `"`, which readers of tables take
+///   for the beginning of a quotation.
+///
+/// Notebooks written for autoresearch read it, as does `pandas.read_csv(path, sep="\t")`. As there,
+/// what is not known is written as zero: in this one place a gap would change the format.
+pub fn results_row(trial: &Trial) -> String {
+    let commit = trial.commit.as_deref().map_or(NO_COMMIT, short);
+    let measured = &trial.measurement;
+    let memory_mb = measured.peak_vram_mb.or(measured.peak_memory_mb);
+    let (val_bpb, memory_mb) = match trial.status {
+        Status::Crash => (0.0, 0.0),
+        Status::Keep | Status::Discard => {
+            (measured.val_bpb.unwrap_or_default(), memory_mb.unwrap_or_default())
+        }
+    };
+    let memory_gb = memory_mb / 1024.0;
+    let status = match trial.status {
+        Status::Keep => "keep",
+        Status::Discard => "discard",
+        Status::Crash => "crash",
+    };
+    let words: Vec<_> = trial.description.split_whitespace().collect();
+    let description = words.join(" ").replace('"', "'");
+    format!("{commit}\t{val_bpb:.6}\t{memory_gb:.1}\t{status}\t{description}\n")
+}
+
+/// As git abbreviates a hash.
+pub(super) fn short(commit: &str) -> &str {
+    commit.get(..7).unwrap_or(commit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::made_up::trial;
+
+    #[test]
+    fn rows_are_as_autoresearch_writes_them() {
+        let mut kept = trial(0, Status::Keep, Some(0.9979), "baseline");
+        kept.commit = Some("a1b2c3d4e5f60718293a4b5c6d7e8f9012345678".to_owned());
+        kept.measurement.peak_vram_mb = Some(45060.2);
+        kept.measurement.peak_memory_mb = Some(2048.0);
+        assert_eq!(results_row(&kept), "a1b2c3d\t0.997900\t44.0\tkeep\tbaseline\n");
+
+        let mut discarded = trial(1, Status::Discard, Some(1.005), "LR 0.02 -> 0.04");
+        discarded.measurement.peak_memory_mb = Some(1536.0);
+        assert_eq!(results_row(&discarded), "-------\t1.005000\t1.5\tdiscard\tLR 0.02 -> 0.04\n");
+    }
+
+    #[test]
+    fn a_crash_has_no_figures_even_where_some_were_measured() {
+        let mut crashed = trial(2, Status::Crash, None, "double the width");
+        crashed.measurement.peak_memory_mb = Some(9000.0);
+        assert_eq!(results_row(&crashed), "-------\t0.000000\t0.0\tcrash\tdouble the width\n");
+    }
+
+    #[test]
+    fn a_description_cannot_break_the_table() {
+        let trial = trial(3, Status::Crash, None, "\"SSSL\"\t-> \"L\"\r\nand more ");
+        let row = results_row(&trial);
+        assert_eq!(row.matches('\t').count(), RESULTS_HEADER.matches('\t').count());
+        assert!(row.ends_with("\t'SSSL' -> 'L' and more\n"), "{row:?}");
+    }
+}

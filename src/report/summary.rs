@@ -1,0 +1,120 @@
+//! The block of figures at the end of a night, for a person and a script alike.
+
+use super::results::short;
+use crate::{Status, Trial};
+use std::fmt::Display;
+
+/// autoresearch's `key: value` block: the best trial's figures, then the night's.
+///
+/// The baseline counts as a trial, and as kept. `val_bpb`, `baseline_bpb`, `best_bpb` and `gain`
+/// are bits per byte, memory is in MiB, and what is not known has no line.
+pub fn summary(trials: &[Trial]) -> String {
+    let mut block = Block("---\n".to_owned());
+    let best = trials.iter().rev().find(|trial| trial.is_kept());
+    let best_bpb = best.and_then(|trial| trial.measurement.val_bpb);
+    if let Some(best) = best {
+        let measured = &best.measurement;
+        block.line("val_bpb", best_bpb.map(bpb));
+        block.line("training_seconds", measured.training_seconds.map(tenths));
+        block.line("total_seconds", measured.total_seconds.map(tenths));
+        block.line("peak_vram_mb", measured.peak_vram_mb.map(tenths));
+        block.line("peak_memory_mb", measured.peak_memory_mb.map(tenths));
+        block.line("total_tokens_M", measured.total_tokens.map(millions));
+        block.line("num_steps", measured.num_steps);
+        block.line("num_params_M", measured.num_params.map(millions));
+    }
+    let count = |status| Some(trials.iter().filter(|trial| trial.status == status).count());
+    block.line("trials", Some(trials.len()));
+    block.line("kept", count(Status::Keep));
+    block.line("discarded", count(Status::Discard));
+    block.line("crashed", count(Status::Crash));
+    let baseline_bpb = trials.first().and_then(|trial| trial.measurement.val_bpb);
+    block.line("baseline_bpb", baseline_bpb.map(bpb));
+    block.line("best_bpb", best_bpb.map(bpb));
+    let gain = baseline_bpb.zip(best_bpb).map(|(baseline, best)| bpb(baseline - best));
+    block.line("gain", gain);
+    block.line("best_trial", best.map(|trial| trial.trial));
+    block.line("best_commit", best.and_then(|trial| trial.commit.as_deref()).map(short));
+    block.0
+}
+
+struct Block(String);
+
+impl Block {
+    /// As wide as autoresearch's, where `training_seconds` is the longest key.
+    fn line(&mut self, key: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.0 += &format!("{:<18}{value}\n", format!("{key}:"));
+        }
+    }
+}
+
+fn bpb(bits: f64) -> String {
+    format!("{bits:.6}")
+}
+
+fn tenths(number: f64) -> String {
+    format!("{number:.1}")
+}
+
+/// Small models would round to nothing with autoresearch's one decimal.
+fn millions(count: u64) -> String {
+    let millions = count as f64 / 1e6;
+    if millions < 10.0 { format!("{millions:.3}") } else { format!("{millions:.1}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Measurement, report::made_up::trial};
+
+    #[test]
+    fn the_block_holds_the_best_trial_and_the_night() {
+        let mut best = trial(2, Status::Keep, Some(0.9979), "LR 0.02 -> 0.04");
+        best.measurement = Measurement {
+            training_seconds: Some(300.06),
+            total_seconds: Some(325.9),
+            total_tokens: Some(499_600_000),
+            num_steps: Some(953),
+            num_params: Some(803_456),
+            peak_memory_mb: Some(812.25),
+            ..best.measurement
+        };
+        let trials = [
+            trial(0, Status::Keep, Some(1.0021), "baseline"),
+            trial(1, Status::Crash, None, "LR 0.02 -> 1"),
+            best,
+            trial(3, Status::Discard, Some(1.1), "DEPTH 4 -> 2"),
+        ];
+        assert_eq!(
+            summary(&trials),
+            "\
+---
+val_bpb:          0.997900
+training_seconds: 300.1
+total_seconds:    325.9
+peak_memory_mb:   812.2
+total_tokens_M:   499.6
+num_steps:        953
+num_params_M:     0.803
+trials:           4
+kept:             2
+discarded:        1
+crashed:          1
+baseline_bpb:     1.002100
+best_bpb:         0.997900
+gain:             0.004200
+best_trial:       2
+best_commit:      0000002
+"
+        );
+    }
+
+    #[test]
+    fn a_night_without_trials_has_no_figures() {
+        assert_eq!(
+            summary(&[]),
+            "---\ntrials:           0\nkept:             0\ndiscarded:        0\ncrashed:          0\n"
+        );
+    }
+}
