@@ -10,7 +10,10 @@ fn main() -> Result<(), overnight::Error> {
     let listener = std::thread::spawn(move || {
         for event in events {
             if let Event::Finished(trial) = event {
-                println!("{:?}: {:?} {}", trial.status, trial.measurement.val_bpb, trial.description);
+                println!(
+                    "{:?}: {:?} {}",
+                    trial.status, trial.measurement.val_bpb, trial.description
+                );
             }
         }
     });
@@ -18,7 +21,9 @@ fn main() -> Result<(), overnight::Error> {
     // Where an agent, a model or a grid of your own goes.
     let halve_the_learning_rate = |brief: &Brief<'_>| {
         let factor = 0.5_f64.powi(brief.trial as i32);
-        let source = brief.source.replace("progress: f64) -> f64 {", &format!("progress: f64) -> f64 {{ {factor} *"));
+        let source = brief
+            .source
+            .replace("progress: f64) -> f64 {", &format!("progress: f64) -> f64 {{ {factor} *"));
         Ok(Proposal { source, description: format!("learning rates times {factor}") })
     };
 

@@ -7,9 +7,7 @@
 mod view;
 
 use clap::Parser;
-use overnight::{
-    Budget, Error, StopHandle, Study, data::DataSpec, proposer::ProposerSpec, report,
-};
+use overnight::{Budget, Error, StopHandle, Study, data::DataSpec, proposer::ProposerSpec, report};
 use std::{path::PathBuf, process::ExitCode, thread};
 use view::View;
 
@@ -111,7 +109,7 @@ fn study(
 
 /// `runs/nov24`
 fn todays_dir() -> PathBuf {
-    let today = jiff::Zoned::now().strftime("%b%-d").to_string().to_lowercase();
+    let today = jiff::ZonedDateTime::now().strftime("%b%-d").to_string().to_lowercase();
     PathBuf::from("runs").join(today)
 }
 

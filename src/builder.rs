@@ -211,8 +211,7 @@ impl StudyBuilder {
                 let _ = observer.send(event.clone());
             }
         };
-        let options =
-            PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
+        let options = PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
         let dataset = Dataset::prepare(&self.data, &options, |preparing| {
             tell(Event::Preparing {
                 stage: preparing.stage.to_string(),

@@ -17,6 +17,20 @@ pub(crate) const FILES: &[(&str, &str)] = files![
     "plugin-api/src/raw.rs",
     "plugin-api/src/session.rs",
     "plugin-api/src/trainer.rs",
+    "trainer-template/Cargo.lock",
+    "trainer-template/Cargo.toml",
+    "trainer-template/kernels/Cargo.toml",
+    "trainer-template/kernels/src/activation.rs",
+    "trainer-template/kernels/src/attention.rs",
+    "trainer-template/kernels/src/composed.rs",
+    "trainer-template/kernels/src/cross_entropy.rs",
+    "trainer-template/kernels/src/float.rs",
+    "trainer-template/kernels/src/lib.rs",
+    "trainer-template/kernels/src/norm.rs",
+    "trainer-template/kernels/src/storage.rs",
+    "trainer-template/kernels/src/tile.rs",
+    "trainer-template/src/lib.rs",
+    "trainer-template/src/train.rs",
 ];
 
 #[cfg(test)]

@@ -192,7 +192,8 @@ impl Cargo {
         command.args(["--format-version=1", "--offline", "--locked"]);
         command.args(host.into_iter().flat_map(|host| ["--filter-platform", host]));
         let output = command.output().map_err(|error| missing("cargo", error))?;
-        let metadata = cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout));
+        let metadata =
+            cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout));
         match metadata {
             Ok(metadata) => Ok(metadata.resolve.map_or(0, |resolve| resolve.nodes.len() as u64)),
             Err(_) => Err(Error::Command {

@@ -73,7 +73,8 @@ impl Exam {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Grade, Halt> {
         let Candidate { library, checkpoint, folder } = *candidate;
-        let questions = self.windows.inputs.len().div_ceil(ROWS_PER_QUESTION * self.windows.seq_len);
+        let questions =
+            self.windows.inputs.len().div_ceil(ROWS_PER_QUESTION * self.windows.seq_len);
         let steps = questions + self.comparisons;
 
         let nats = {
@@ -259,8 +260,7 @@ mod tests {
 
     #[test]
     fn a_small_lie_about_every_answer_is_found_on_the_mean() {
-        let pairs: Vec<_> =
-            (0..100).map(|place| Pair { place, fast: 1.99, honest: 2.0 }).collect();
+        let pairs: Vec<_> = (0..100).map(|place| Pair { place, fast: 1.99, honest: 2.0 }).collect();
         assert!(compare(&pairs).unwrap_err().contains("mean"));
     }
 }

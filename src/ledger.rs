@@ -113,8 +113,13 @@ fn read_lines(bytes: &[u8], path: &Path) -> Result<(Vec<Trial>, u64)> {
             // some file systems leave of it.
             Err(error) if is_last && error.classify() != Category::Data => break,
             Ok(trial) => {
-                let problem = format!("trial {} stands where trial {} belongs", trial.trial, trials.len());
-                return Err(Error::Ledger { path: path.to_owned(), line: trials.len() + 1, problem });
+                let problem =
+                    format!("trial {} stands where trial {} belongs", trial.trial, trials.len());
+                return Err(Error::Ledger {
+                    path: path.to_owned(),
+                    line: trials.len() + 1,
+                    problem,
+                });
             }
             Err(error) => {
                 let (line, problem) = (trials.len() + 1, error.to_string());

@@ -88,9 +88,7 @@ fn open(path: &Path) -> Result<AbiHeaderRef, LoadError> {
     let library = std::mem::ManuallyDrop::new(open().map_err(fail)?);
     // SAFETY: only `export_trainer!` defines this symbol, always as a `LibHeader`, which an
     // `AbiHeaderRef` points to; `upgrade` checks its magic before anything else is read.
-    let symbol =
-        unsafe { library.get::<AbiHeaderRef>(raw::SYMBOL) }
-            .map_err(fail)?;
+    let symbol = unsafe { library.get::<AbiHeaderRef>(raw::SYMBOL) }.map_err(fail)?;
     Ok(*symbol)
 }
 
@@ -114,9 +112,7 @@ impl LoadedTrainer {
 
     /// Fills `logits` with the unnormalised log-probabilities of the token after `prefix`.
     pub fn logits(&mut self, prefix: &[u32], logits: &mut [f32]) -> Result<(), Failure> {
-        answer(
-            self.trainer.logits(RSlice::from_slice(prefix), RSliceMut::from_mut_slice(logits)),
-        )
+        answer(self.trainer.logits(RSlice::from_slice(prefix), RSliceMut::from_mut_slice(logits)))
     }
 
     /// Writes the weights.

@@ -86,7 +86,8 @@ impl Runner {
     /// run its own `main` for every trial.
     pub(crate) fn check(&self, folder: &Path) -> Result<()> {
         let mut worker = Worker::spawn(self, folder)?;
-        let greeted = worker.ask(&Request::Greet).and_then(|()| worker.done(self.limits.start, "greet"));
+        let greeted =
+            worker.ask(&Request::Greet).and_then(|()| worker.done(self.limits.start, "greet"));
         match greeted {
             Ok(()) | Err(Halt::Interrupted) => Ok(()),
             Err(Halt::Broken(error)) => Err(error),

@@ -37,11 +37,11 @@ impl TrainerCrate {
         read_files(&folder, &folder, &mut fixed)?;
         let refuse = |problem: String| Error::TrainerCrate { folder: folder.clone(), problem };
 
-        let source = fixed.remove(EDITED).ok_or_else(|| {
-            refuse(format!("there is no {EDITED}, the file that a study edits"))
-        })?;
-        let source = String::from_utf8(source)
-            .map_err(|_| refuse(format!("{EDITED} is not UTF-8 text")))?;
+        let source = fixed
+            .remove(EDITED)
+            .ok_or_else(|| refuse(format!("there is no {EDITED}, the file that a study edits")))?;
+        let source =
+            String::from_utf8(source).map_err(|_| refuse(format!("{EDITED} is not UTF-8 text")))?;
         for needed in ["Cargo.toml", "Cargo.lock", "src/lib.rs"] {
             if !fixed.contains_key(needed) {
                 let advice = if needed == "Cargo.lock" {
@@ -107,11 +107,7 @@ impl TrainerCrate {
     }
 }
 
-fn read_files(
-    folder: &Path,
-    root: &Path,
-    files: &mut BTreeMap<String, Vec<u8>>,
-) -> Result<()> {
+fn read_files(folder: &Path, root: &Path, files: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let entry = entry.map_err(Error::io("read", folder))?;
         let path = entry.path();

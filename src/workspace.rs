@@ -55,7 +55,11 @@ impl Workspace {
 
     /// What the source in place changes, as a unified diff.
     pub(crate) fn diff(&self) -> Result<String> {
-        if self.has_commits() { self.git(&["diff", "--no-color", "HEAD"]) } else { Ok(String::new()) }
+        if self.has_commits() {
+            self.git(&["diff", "--no-color", "HEAD"])
+        } else {
+            Ok(String::new())
+        }
     }
 
     /// Commits the source in place; the full hash.

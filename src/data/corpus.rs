@@ -41,7 +41,8 @@ impl Source {
             DataSpec::Builtin => Ok(Self::Builtin { fingerprint: builtin::fingerprint() }),
             DataSpec::Text(place) => {
                 let files = text_files(place)?;
-                let parts = files.iter().flat_map(|(name, text)| [name.as_bytes(), text.as_bytes()]);
+                let parts =
+                    files.iter().flat_map(|(name, text)| [name.as_bytes(), text.as_bytes()]);
                 let fingerprint = sha256_of_parts(parts);
                 Ok(Self::Files { place: place.clone(), files, fingerprint })
             }
@@ -84,7 +85,8 @@ fn split(place: &Path, files: &[(String, String)]) -> Result<Corpus> {
     if files.len() >= ENOUGH_FILES {
         // By file, so that no text is on both sides; by the name's hash, so that a folder's order,
         // which is often a topic's, decides nothing.
-        let mut files: Vec<_> = files.iter().map(|(name, text)| (sha256(name.as_bytes()), text)).collect();
+        let mut files: Vec<_> =
+            files.iter().map(|(name, text)| (sha256(name.as_bytes()), text)).collect();
         files.sort();
         let held_out = (files.len() as f64 * HELD_OUT).ceil() as usize;
         for (index, (_, text)) in files.into_iter().enumerate() {
@@ -157,7 +159,9 @@ mod tests {
     use super::*;
 
     fn numbered(files: usize) -> Vec<(String, String)> {
-        (0..files).map(|i| (format!("{i}.txt"), format!("text {i} ").repeat(4000 / files))).collect()
+        (0..files)
+            .map(|i| (format!("{i}.txt"), format!("text {i} ").repeat(4000 / files)))
+            .collect()
     }
 
     #[test]

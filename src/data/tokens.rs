@@ -139,7 +139,9 @@ mod tests {
         }
         let whole = fs::read(&path).unwrap();
         drop(file);
-        for damaged in [&whole[..whole.len() - 1], &whole[..10], b"", &[whole.clone(), vec![0]].concat()] {
+        for damaged in
+            [&whole[..whole.len() - 1], &whole[..10], b"", &[whole.clone(), vec![0]].concat()]
+        {
             fs::write(&path, damaged).unwrap();
             assert!(TokenFile::open(&path).is_err(), "{} bytes", damaged.len());
         }

@@ -10,7 +10,8 @@ pub fn two_artifacts_load_two_trainers() {
     let cache = overnight::cache_dir().unwrap();
     let trainer = TrainerCrate::open(&tiny::folder()).unwrap();
     let cargo = Cargo::open(&trainer, &cache, StopHandle::new()).unwrap();
-    let setup = Setup { vocab_size: 257, max_seq_len: 64, seed: 0, threads: 1, device: Device::Cpu };
+    let setup =
+        Setup { vocab_size: 257, max_seq_len: 64, seed: 0, threads: 1, device: Device::Cpu };
     let first_logits = |name: &str, source: &str| {
         let library = folder.path().join(name);
         assert!(matches!(cargo.build(source, &library, |_, _| {}).unwrap(), Build::Built));

@@ -5,12 +5,7 @@ use overnight::{
     Budget, Event, Ledger, Outcome, Status, StopHandle, Study,
     proposer::{Brief, Proposal, Tuner},
 };
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 fn improving_sources() -> Sources {
     Sources(vec![
@@ -29,8 +24,7 @@ fn git(folder: &Path, arguments: &[&str]) -> String {
 pub fn better_trials_are_kept_and_others_leave_no_trace() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let dir = dir.path().join("nov24");
-    let mut study =
-        tiny::study(&dir, corpus.path()).proposer(improving_sources()).open().unwrap();
+    let mut study = tiny::study(&dir, corpus.path()).proposer(improving_sources()).open().unwrap();
     study.optimize(None).unwrap();
 
     let statuses: Vec<_> = study.trials().iter().map(|trial| trial.status).collect();
@@ -74,9 +68,8 @@ pub fn better_trials_are_kept_and_others_leave_no_trace() {
 
 pub fn a_study_that_is_reopened_goes_on_where_it_stopped() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let open = || {
-        tiny::study(dir.path(), corpus.path()).proposer(improving_sources()).open().unwrap()
-    };
+    let open =
+        || tiny::study(dir.path(), corpus.path()).proposer(improving_sources()).open().unwrap();
     open().optimize(Some(2)).unwrap();
     let mut study = open();
     assert_eq!(study.trials().len(), 3);
@@ -108,8 +101,7 @@ pub fn a_study_under_step_budgets_is_repeatable() {
 
 pub fn the_tuner_improves_the_tiny_trainer() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let mut study =
-        tiny::study(dir.path(), corpus.path()).proposer(Tuner::new(0)).open().unwrap();
+    let mut study = tiny::study(dir.path(), corpus.path()).proposer(Tuner::new(0)).open().unwrap();
     study.optimize(Some(8)).unwrap();
     let best = study.best_trial().unwrap();
     assert!(best.trial > 0, "{:#?}", study.trials());
@@ -124,11 +116,8 @@ pub fn a_closure_proposes_and_an_observer_hears_everything() {
         let source = brief.source.replace("= 30.0;", "= 3.0;");
         Ok(Proposal { source, description: "less\nsmoothing".to_owned() })
     };
-    let mut study = tiny::study(dir.path(), corpus.path())
-        .proposer(propose)
-        .observer(sender)
-        .open()
-        .unwrap();
+    let mut study =
+        tiny::study(dir.path(), corpus.path()).proposer(propose).observer(sender).open().unwrap();
     study.optimize(Some(1)).unwrap();
     drop(study);
     let finished: Vec<_> = events
@@ -154,10 +143,8 @@ pub fn the_same_source_is_not_tried_twice() {
 pub fn a_wall_clock_budget_is_spent_to_its_end() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let budget = Duration::from_secs(1);
-    let mut study = tiny::study(dir.path(), corpus.path())
-        .budget(Budget::WallClock(budget))
-        .open()
-        .unwrap();
+    let mut study =
+        tiny::study(dir.path(), corpus.path()).budget(Budget::WallClock(budget)).open().unwrap();
     study.optimize(Some(0)).unwrap();
     let measured = &study.trials()[0].measurement;
     assert!(measured.training_seconds.unwrap() >= budget.as_secs_f64(), "{measured:?}");

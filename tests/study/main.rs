@@ -10,6 +10,7 @@ mod loading;
 mod looping;
 mod outcomes;
 mod surviving;
+mod template;
 mod tiny;
 
 use libtest_mimic::{Arguments, Trial};
@@ -59,6 +60,9 @@ fn main() {
             a_study_killed_at_any_moment_resumes,
             a_torn_last_line_is_repaired,
             a_damaged_line_in_the_middle_is_not_thrown_away;
+        template:
+            the_shipped_trainers_own_tests_pass,
+            the_shipped_trainer_learns_from_the_built_in_corpus;
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit();
 }

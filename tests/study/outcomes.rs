@@ -35,10 +35,8 @@ pub fn every_misdeed_has_its_outcome() {
     let corpus = tiny::corpus();
     let dir = tempfile::tempdir().unwrap();
     let sources = deeds.iter().map(|(deed, ..)| (*deed, tiny::doing(deed))).collect();
-    let mut study = tiny::study(dir.path(), corpus.path())
-        .proposer(tiny::Sources(sources))
-        .open()
-        .unwrap();
+    let mut study =
+        tiny::study(dir.path(), corpus.path()).proposer(tiny::Sources(sources)).open().unwrap();
     study.optimize(None).unwrap();
     assert_eq!(study.trials().len(), 1 + deeds.len());
     for (trial, (deed, outcome, reason)) in study.trials()[1..].iter().zip(&deeds) {

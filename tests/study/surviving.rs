@@ -39,8 +39,7 @@ pub fn a_study_killed_at_any_moment_resumes() {
     crate::language::Language::new().write_corpus(&place.path().join("corpus"), 200);
     let undisturbed = tempfile::tempdir().unwrap();
     let corpus = place.path().join("corpus");
-    let mut whole =
-        tiny::study(undisturbed.path(), &corpus).proposer(sources()).open().unwrap();
+    let mut whole = tiny::study(undisturbed.path(), &corpus).proposer(sources()).open().unwrap();
     whole.optimize(None).unwrap();
 
     // Moments spread over a whole run, however fast the machine: each try lives a little longer.

@@ -110,8 +110,7 @@ fn crates(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         let package = metadata.packages.iter().find(|package| {
             package.name.as_str() == dependency.name && dependency.req.matches(&package.version)
         });
-        let package =
-            package.ok_or_else(|| fail(format!("{} is not there", dependency.name)))?;
+        let package = package.ok_or_else(|| fail(format!("{} is not there", dependency.name)))?;
         let license = package.license.as_deref().unwrap_or_default();
         if !["MIT", "Apache-2.0"].iter().any(|free| license.contains(free)) {
             return Err(fail(format!("{} is under {license:?}", dependency.name)));

@@ -1,0 +1,35 @@
+//! The trainer that comes with the library.
+
+use overnight::{Budget, Cargo, Outcome, StopHandle, Study, TrainerCrate, proposer::Tuner};
+use std::{path::Path, process::Command};
+
+/// They live in a workspace of their own, whose dependencies are compiled where a study's are.
+pub fn the_shipped_trainers_own_tests_pass() {
+    let cache = overnight::cache_dir().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("trainer-template");
+    let trainer = TrainerCrate::open(&folder).unwrap();
+    let cargo = Cargo::open(&trainer, &cache, StopHandle::new()).unwrap();
+    let mut command = Command::new("cargo");
+    command.args(["test", "--release", "--locked", "--workspace", "--target-dir"]);
+    command.arg(cargo.target_dir()).current_dir(&folder);
+    let output = command.env_remove("RUSTFLAGS").output().unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert!(stdout.contains("gradients_agree_with_finite_differences ... ok"), "{stdout}");
+}
+
+pub fn the_shipped_trainer_learns_from_the_built_in_corpus() {
+    let dir = tempfile::tempdir().unwrap();
+    let study = Study::builder(dir.path()).exam_windows(32).exam_comparisons(32);
+    let mut study = study.budget(Budget::Steps(12)).proposer(Tuner::new(0)).open().unwrap();
+    study.optimize(Some(1)).unwrap();
+    let uniform = (study.config().vocab_size as f64).ln();
+    for trial in study.trials() {
+        assert_eq!(trial.outcome, Outcome::Measured, "{trial:?}");
+        assert!(trial.measurement.train_loss.unwrap() < 0.9 * uniform, "{trial:?}");
+        assert!(trial.measurement.num_params.unwrap() > 100_000);
+        // Text of 256 equally likely bytes costs 8 bits a byte.
+        assert!(trial.measurement.val_bpb.unwrap() < 6.0, "{trial:?}");
+    }
+}
