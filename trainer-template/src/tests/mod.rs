@@ -2,7 +2,6 @@
 
 mod model;
 mod optimizer;
-mod speed;
 mod trainer;
 
 use crate::train::{Config, Gpt};
