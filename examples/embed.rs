@@ -10,32 +10,29 @@ fn main() -> Result<(), overnight::Error> {
     let listener = std::thread::spawn(move || {
         for event in events {
             if let Event::Finished(trial) = event {
-                println!(
-                    "{:?}: {:?} {}",
-                    trial.status, trial.measurement.val_bpb, trial.description
-                );
+                println!("{:?} {:?}", trial.measurement.val_bpb, trial.description);
             }
         }
     });
 
     // Where an agent, a model or a grid of your own goes.
-    let halve_the_learning_rate = |brief: &Brief<'_>| {
-        let factor = 0.5_f64.powi(brief.trial as i32);
-        let source = brief
-            .source
-            .replace("progress: f64) -> f64 {", &format!("progress: f64) -> f64 {{ {factor} *"));
-        Ok(Proposal { source, description: format!("learning rates times {factor}") })
+    let warm_down = |brief: &Brief<'_>| {
+        let share = 0.2 + 0.2 * brief.trial as f64;
+        let lines = brief.source.lines().map(|line| match line.split_once(" = 0.") {
+            Some((constant, _)) if constant.contains("WARMDOWN") => {
+                format!("{constant} = {share};")
+            }
+            _ => line.to_owned(),
+        });
+        let source = lines.collect::<Vec<_>>().join("\n");
+        Ok(Proposal { source, description: format!("warm down over {share:.1} of the budget") })
     };
 
-    let mut study = Study::builder("runs/embedded")
-        .budget("10s".parse()?)
-        .proposer(halve_the_learning_rate)
-        .observer(observer)
-        .open()?;
+    let study = Study::builder("runs/embedded").budget("10s".parse()?).proposer(warm_down);
+    let mut study = study.observer(observer).open()?;
     study.optimize(Some(2))?;
-    if let Some(best) = study.best_trial() {
-        println!("best: trial {} in {}", best.trial, study.folder_of(best.trial).display());
-    }
+    let best = study.best_trial().map(|trial| trial.trial);
+    println!("the best is in {}", study.folder_of(best.unwrap_or_default()).display());
     drop(study); // and with it the sender that the listener waits for
     listener.join().expect("the listener only prints");
     Ok(())

@@ -75,8 +75,8 @@ impl Cargo {
 
     /// Compiles `source` and copies the library to `library`.
     ///
-    /// `progress` hears how many of how many crates are done; after the first build on a machine
-    /// there is but one to do.
+    /// `progress` hears how many of how many crates are done, as long as there are dependencies to
+    /// compile: once a machine.
     pub fn build(
         &self,
         source: &str,
@@ -133,12 +133,16 @@ impl Cargo {
             use crossbeam_channel::RecvTimeoutError::{Disconnected, Timeout};
             match messages.recv_timeout(std::time::Duration::from_millis(100)) {
                 Ok(Ok(Message::CompilerArtifact(built))) => {
+                    let is_trainer =
+                        Path::new(built.manifest_path.as_str()) == self.folder.join("Cargo.toml");
                     // A crate with a build script is reported twice.
                     if !built.target.is_custom_build() {
                         done += 1;
-                        progress(done.min(self.crates), self.crates);
+                        if !built.fresh && !is_trainer {
+                            progress(done.min(self.crates), self.crates);
+                        }
                     }
-                    if Path::new(built.manifest_path.as_str()) == self.folder.join("Cargo.toml") {
+                    if is_trainer {
                         artifact = built
                             .filenames
                             .into_iter()

@@ -33,5 +33,5 @@ pub enum Event {
     /// The weights sit the exam: `done` of `total` questions.
     Exam { trial: usize, done: u64, total: u64 },
     /// A trial is over and in the ledger.
-    Finished(Trial),
+    Finished(Box<Trial>),
 }

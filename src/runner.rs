@@ -284,7 +284,7 @@ impl Worker {
             None => Err(io::ErrorKind::BrokenPipe.into()),
         };
         // A closed pipe means that the worker is gone; how it went is the better answer.
-        sent.or_else(|_| Err(self.departed("being asked")))
+        sent.map_err(|_| self.departed("being asked"))
     }
 
     fn done(&mut self, limit: Duration, task: &'static str) -> Result<(), Halt> {

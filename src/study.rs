@@ -175,7 +175,7 @@ impl Study {
         attempt_file(&attempt.folder, "outcome.json", &to_json(&trial))?;
         self.ledger.append(trial.clone())?;
         self.note(&trial, &proposal.source)?;
-        self.tell(Event::Finished(trial.clone()));
+        self.tell(Event::Finished(Box::new(trial.clone())));
         Ok(Some(trial))
     }
 

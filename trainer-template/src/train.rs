@@ -29,7 +29,7 @@ const ROTARY_BASE: f64 = 10_000.0; // longest wavelength of the positions  searc
 const SOFT_CAP: f64 = 15.0; // logits stay within plus and minus this  search: log 5..50
 
 // Batch
-const BATCH_ROWS: usize = 16; // sequences a step  search: choice 4 8 16 32
+const BATCH_ROWS: usize = 8; // sequences a step  search: choice 4 8 16 32
 const SEQUENCE_LEN: usize = 256; // tokens a sequence, or fewer if windows are shorter  search: choice 64 128 256
 
 // Optimization
