@@ -20,8 +20,9 @@ pub(super) struct Area {
 }
 
 const FONT_SIZE: f64 = 12.0;
-/// Of a letter on average, in `FONT_SIZE`s: rather too much than too little.
-const LETTER_WIDTH: f64 = 0.54;
+/// Of a letter on average, in `FONT_SIZE`s, where most are capitals and digits, as in the names of
+/// constants: rather too much than too little.
+const LETTER_WIDTH: f64 = 0.66;
 /// Of two labels one above the other, in pixels.
 const LINE_HEIGHT: f64 = 13.0;
 /// Upwards to the right.
