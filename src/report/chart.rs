@@ -138,7 +138,8 @@ fn heading(trials: &[Trial]) -> String {
 }
 
 /// The scores that the chart shows: from a little below the best to a little above the baseline, or
-/// as far above it as half of the discarded trials lie, within reason.
+/// as far above it as half of the discarded trials lie, while what was gained still takes a quarter
+/// of the height.
 fn heights(scored: &[Scored<'_>]) -> Range<f64> {
     let Some(baseline) = scored.iter().find(|scored| scored.trial.is_kept()) else {
         return 0.0..1.0;
@@ -150,7 +151,7 @@ fn heights(scored: &[Scored<'_>]) -> Range<f64> {
     let mut excess: Vec<_> = discarded.map(|scored| scored.val_bpb - baseline).collect();
     excess.sort_by(f64::total_cmp);
     let median = excess.get(excess.len().saturating_sub(1) / 2).copied().unwrap_or_default();
-    let above = if gain > 0.0 { median.clamp(0.0, gain) } else { median };
+    let above = if gain > 0.0 { median.clamp(0.0, 3.0 * gain) } else { median };
     let span = gain + above;
     // A lone baseline has no scale of its own: show it within a hundredth of itself.
     let span = if span > 0.0 { span } else { baseline.abs().max(f64::MIN_POSITIVE) / 100.0 };
