@@ -173,6 +173,10 @@ impl Bars {
         self.clear();
         self.stage = stage.to_owned();
         self.bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        self.bar.set_style(
+            ProgressStyle::with_template("{msg}  {spinner}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
         self.bar.set_message(stage.to_owned());
         self.bar.enable_steady_tick(Duration::from_millis(100));
     }
