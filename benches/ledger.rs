@@ -18,6 +18,9 @@ fn trial(number: usize) -> Trial {
         seed: 0,
         source_sha256: "0".repeat(64),
         started: jiff::Timestamp::UNIX_EPOCH,
+        repeats: None,
+        repairs: 0,
+        remarks: Vec::new(),
     }
 }
 

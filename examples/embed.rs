@@ -25,7 +25,7 @@ fn main() -> Result<(), overnight::Error> {
             _ => line.to_owned(),
         });
         let source = lines.collect::<Vec<_>>().join("\n");
-        Ok(Proposal { source, description: format!("warm down over {share:.1} of the budget") })
+        Ok(Proposal::new(source, format!("warm down over {share:.1} of the budget")))
     };
 
     let study = Study::builder("runs/embedded").budget("10s".parse()?).proposer(warm_down);

@@ -7,8 +7,17 @@
 mod view;
 
 use clap::Parser;
-use overnight::{Budget, Error, StopHandle, Study, data::DataSpec, proposer::ProposerSpec, report};
-use std::{path::PathBuf, process::ExitCode, thread};
+use overnight::{
+    Budget, CommandObjective, Error, StopHandle, Study,
+    data::DataSpec,
+    proposer::{Allowance, ProposerSpec},
+    report,
+};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
 use view::View;
 
 /// Trains, scores and keeps or discards one edited trainer after the other.
@@ -23,7 +32,8 @@ struct Options {
     /// Stop after this many trials beyond the baseline [default: never]
     #[arg(long, value_name = "N")]
     trials: Option<usize>,
-    /// What each trial may spend on training: 5m, 90s or 200steps
+    /// What each trial may spend on training: 5m, 90s or 200steps; with --objective, the time after
+    /// which a command is killed is twice that, as in autoresearch
     #[arg(long, default_value_t)]
     budget: Budget,
     /// A trainer crate [default: the GPT that comes with overnight]
@@ -35,9 +45,29 @@ struct Options {
     /// builtin, or a .txt file, or a folder of them
     #[arg(long, value_name = "SPEC", default_value_t = DataSpec::Builtin)]
     data: DataSpec,
-    /// Who writes the next source: tuner, or replay:DIR
+    /// Who writes the next source: tuner, replay:DIR, command:claude (codex, gemini, opencode,
+    /// aider, pi, or any command line) or chat:MODEL; several share the night by what they gain
     #[arg(long, value_name = "SPEC", default_value = "tuner")]
-    proposer: ProposerSpec,
+    proposer: Vec<ProposerSpec>,
+    /// What proposers may use up in all: 5usd or 2000000tokens [default: no limit]
+    #[arg(long, value_name = "LIMIT")]
+    spend: Option<Allowance>,
+    /// Measure the baseline this many times more first, to know the noise of a measurement
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    controls: usize,
+    /// Instead of a trainer: a command that prints `METRIC name=value` or `name: value`, run in the
+    /// folder that --trainer names
+    #[arg(long, value_name = "COMMAND", requires = "trainer", requires = "edit")]
+    objective: Option<String>,
+    /// The file that is edited, with --objective
+    #[arg(long, value_name = "FILE", requires = "objective")]
+    edit: Option<String>,
+    /// The name of the number that counts, with --objective
+    #[arg(long, value_name = "NAME", default_value = "val_bpb", requires = "objective")]
+    metric: String,
+    /// More of it is better, with --objective
+    #[arg(long, requires = "objective")]
+    maximize: bool,
     /// Every seed of the study derives from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -97,14 +127,37 @@ fn study(
         .budget(options.budget)
         .data(options.data.clone())
         .seed(options.seed)
-        .proposer(options.proposer.build(options.seed)?)
+        .controls(options.controls)
         .program_file(&options.program)?
         .stop_handle(stop)
         .observer(observer);
-    if let Some(trainer) = &options.trainer {
-        builder = builder.trainer(trainer);
+    for proposer in &options.proposer {
+        builder = builder.proposer(proposer.build(options.seed)?);
+    }
+    if let Some(spend) = options.spend {
+        builder = builder.allowance(spend);
+    }
+    match (&options.trainer, &options.objective) {
+        (Some(folder), Some(command)) => {
+            builder = builder.objective(objective(options, folder, command)?);
+        }
+        (Some(folder), None) => builder = builder.trainer(folder),
+        (None, _) => {}
     }
     builder.open()
+}
+
+fn objective(options: &Options, folder: &Path, command: &str) -> Result<CommandObjective, Error> {
+    let edited = options.edit.clone().unwrap_or_default();
+    let objective = CommandObjective::parse(folder, edited, command)?;
+    let objective = match options.budget {
+        Budget::WallClock(budget) => objective.limit(2 * budget),
+        Budget::Steps(_) => objective,
+    };
+    Ok(match options.maximize {
+        true => objective.maximize(&options.metric),
+        false => objective.minimize(&options.metric),
+    })
 }
 
 /// `runs/nov24`

@@ -3,11 +3,13 @@
 use crate::{
     Budget, Error, Event, Result, Study,
     cargo::Cargo,
-    config::Config,
-    data::{DataSpec, Dataset, PrepareOptions},
+    config::{CommandConfig, Config, Objective, TrainerConfig},
+    data::{DataSpec, Dataset, PrepareOptions, Split},
     exam::{Exam, Rules},
+    laboratory::{CommandLaboratory, CommandObjective, Laboratory, TrainerLaboratory},
     ledger::Ledger,
-    proposer::{Proposer, Tuner},
+    project::Project,
+    proposer::{Allowance, Proposer, Roster, Tuner},
     runner::{Limits, Runner},
     stop::StopHandle,
     trainer_crate::TrainerCrate,
@@ -18,6 +20,7 @@ use crossbeam_channel::Sender;
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Describes a study; [`open`](Self::open) begins or resumes it.
@@ -33,7 +36,12 @@ pub struct StudyBuilder {
     vocab_size: usize,
     trainer: Option<PathBuf>,
     program: String,
-    proposer: Option<Box<dyn Proposer>>,
+    proposers: Vec<Box<dyn Proposer>>,
+    allowance: Option<Allowance>,
+    first_pause: Duration,
+    repairs: usize,
+    controls: usize,
+    objective: Option<CommandObjective>,
     rules: Rules,
     threads: Option<usize>,
     cuda_device: Option<usize>,
@@ -54,7 +62,12 @@ impl StudyBuilder {
             vocab_size: 2048,
             trainer: None,
             program: include_str!("../program.md").to_owned(),
-            proposer: None,
+            proposers: Vec::new(),
+            allowance: None,
+            first_pause: Duration::from_mins(1),
+            repairs: 2,
+            controls: 0,
+            objective: None,
             rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
             threads: None,
             cuda_device: None,
@@ -128,8 +141,46 @@ impl StudyBuilder {
     }
 
     /// Who writes the sources. Default: the [`Tuner`].
+    ///
+    /// May be called again for another one. Then each trial goes to whoever has gained the most a
+    /// minute so far, and now and then to the others, in case that has changed.
     pub fn proposer(mut self, proposer: impl Proposer + 'static) -> Self {
-        self.proposer = Some(Box::new(proposer));
+        self.proposers.push(Box::new(proposer));
+        self
+    }
+
+    /// What proposers may use up in all, counted over the ledger. Once it is spent, those go on that
+    /// cost nothing; without one, the study ends. Default: without limit.
+    pub fn allowance(mut self, allowance: Allowance) -> Self {
+        self.allowance = Some(allowance);
+        self
+    }
+
+    /// How long a proposer rests that failed three times in a row; each time twice as long, up to
+    /// 32 times. Default: a minute.
+    pub fn first_pause(mut self, pause: Duration) -> Self {
+        self.first_pause = pause;
+        self
+    }
+
+    /// How often a proposal that does not compile, crashes or repeats an earlier trial goes back to
+    /// its author before it counts. Default: 2.
+    pub fn repairs(mut self, repairs: usize) -> Self {
+        self.repairs = repairs;
+        self
+    }
+
+    /// How often the baseline is measured again, under other seeds, before anything is proposed: to
+    /// know how much two measurements of one source differ. Default: not at all.
+    pub fn controls(mut self, controls: usize) -> Self {
+        self.controls = controls;
+        self
+    }
+
+    /// Measures what a command prints, instead of a trainer's bits per byte. What is said of
+    /// trainer, data, budget and exam has no effect then.
+    pub fn objective(mut self, objective: CommandObjective) -> Self {
+        self.objective = Some(objective);
         self
     }
 
@@ -146,7 +197,7 @@ impl StudyBuilder {
     }
 
     /// How long after its budget a trainer may take to return before it is killed. Default: 30 s.
-    pub fn grace(mut self, grace: std::time::Duration) -> Self {
+    pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self
     }
@@ -176,13 +227,12 @@ impl StudyBuilder {
         self
     }
 
-    /// Prepares the data, compiles the trainer's dependencies, and begins the study, or resumes it
-    /// where its folder has one. Both preparations are done once a machine.
+    /// Prepares the data and begins the study, or resumes it where its folder has one.
     ///
     /// # Errors
     /// Whatever would make the night useless, said before it begins: a missing program, unusable
     /// data, a folder that belongs to another configuration or to another running study.
-    pub fn open(self) -> Result<Study> {
+    pub fn open(mut self) -> Result<Study> {
         if worker::is_worker() {
             return Err(Error::InsideWorker);
         }
@@ -190,8 +240,52 @@ impl StudyBuilder {
         fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
         let dir = self.dir.canonicalize().map_err(Error::io("open", &self.dir))?;
         let lock = lock(&dir)?;
-        let cache = match self.cache_dir {
-            Some(cache) => cache,
+        let subject = match self.objective.take() {
+            Some(objective) => self.command(objective)?,
+            None => self.trainer_on_data(&dir)?,
+        };
+        let config =
+            Config { version: Config::VERSION, seed: self.seed, objective: subject.objective };
+        config.freeze(&dir)?;
+        let ledger = Ledger::open(&dir)?;
+        let workspace = open_workspace(&dir, &subject.project, &ledger)?;
+        let opened = Event::Opened {
+            dir: dir.clone(),
+            branch: workspace.branch().to_owned(),
+            data: subject.description,
+            finished: ledger.trials().len(),
+        };
+        tell(&self.observers, &opened);
+        if self.proposers.is_empty() {
+            self.proposers.push(Box::new(Tuner::new(self.seed)));
+        }
+        let mut study = Study {
+            brief_folder: dir.join("brief"),
+            dir,
+            _lock: lock,
+            config,
+            program: self.program,
+            references: subject.references,
+            roster: Roster::new(self.proposers, self.allowance, self.first_pause),
+            baseline: subject.project.source,
+            laboratory: subject.laboratory,
+            ledger,
+            workspace,
+            observers: self.observers,
+            stop: self.stop,
+            repairs: self.repairs,
+            controls: self.controls,
+            tried: Default::default(),
+            noise: Default::default(),
+        };
+        study.remember()?;
+        Ok(study)
+    }
+
+    /// A trainer crate, on data, in bits per byte.
+    fn trainer_on_data(&self, dir: &Path) -> Result<Subject> {
+        let cache = match &self.cache_dir {
+            Some(cache) => cache.clone(),
             None => cache_dir()?,
         };
         fs::create_dir_all(&cache).map_err(Error::io("create", &cache))?;
@@ -200,32 +294,34 @@ impl StudyBuilder {
             Some(threads) => threads.max(1),
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-
         let trainer = match &self.trainer {
             Some(folder) => TrainerCrate::open(folder)?,
             None => TrainerCrate::template(&cache)?,
         };
-        let observers = self.observers;
-        let tell = |event: Event| {
-            for observer in &observers {
-                let _ = observer.send(event.clone());
-            }
-        };
         let options = PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
+        let observers = &self.observers;
         let dataset = Dataset::prepare(&self.data, &options, |preparing| {
-            tell(Event::Preparing {
-                stage: preparing.stage.to_string(),
-                done: preparing.done,
-                total: preparing.total,
-            });
+            let stage = preparing.stage.to_string();
+            let (done, total) = (preparing.done, preparing.total);
+            tell(observers, &Event::Preparing { stage, done, total });
         })?;
         let exam = Exam::prepare(&dataset, &self.rules)?;
         let cargo = Cargo::open(&trainer, &cache, self.stop.clone())?;
-
-        let config = Config {
-            version: Config::VERSION,
-            budget: self.budget,
+        let program = match &self.worker_program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe().map_err(Error::io("find", "the running program"))?,
+        };
+        let setup = Setup {
+            vocab_size: dataset.vocab_size(),
+            max_seq_len: self.rules.seq_len,
             seed: self.seed,
+            threads,
+            cuda_device: self.cuda_device,
+        };
+        let runner = Runner { program, setup, limits: self.limits, stop: self.stop.clone() };
+        runner.check(dir)?;
+        let config = TrainerConfig {
+            budget: self.budget,
             data: self.data.to_string(),
             data_fingerprint: dataset.fingerprint().to_owned(),
             vocab_size: dataset.vocab_size(),
@@ -237,51 +333,62 @@ impl StudyBuilder {
             threads,
             cuda_device: self.cuda_device,
         };
-        config.freeze(&dir)?;
-
-        let program = match self.worker_program {
-            Some(program) => program,
-            None => std::env::current_exe().map_err(Error::io("find", "the running program"))?,
-        };
-        let setup = Setup {
-            vocab_size: config.vocab_size,
-            max_seq_len: config.max_seq_len,
-            seed: config.seed,
-            threads,
-            cuda_device: config.cuda_device,
-        };
-        let runner = Runner { program, setup, limits: self.limits, stop: self.stop };
-        runner.check(&dir)?;
-
-        let ledger = Ledger::open(&dir)?;
-        let workspace = open_workspace(&dir, &trainer, &ledger)?;
-        tell(Event::Opened {
-            dir: dir.clone(),
-            branch: workspace.branch().to_owned(),
-            data: dataset.describe(),
-            finished: ledger.trials().len(),
-        });
-        let mut study = Study {
-            dir,
-            _lock: lock,
-            proposer: self.proposer.unwrap_or_else(|| Box::new(Tuner::new(config.seed))),
-            config,
-            program: self.program,
-            baseline: trainer.source().to_owned(),
-            tokens: dataset.path(crate::data::Split::Train),
-            bos: dataset.bos(),
-            exam,
-            cargo,
-            runner,
-            ledger,
-            workspace,
-            observers,
-            tried: Default::default(),
-            refused_in_a_row: 0,
-        };
-        study.remember()?;
-        Ok(study)
+        Ok(Subject {
+            objective: Objective::Trainer(config),
+            description: dataset.describe(),
+            references: trainer.references(),
+            project: trainer.project().clone(),
+            laboratory: Box::new(TrainerLaboratory {
+                tokens: dataset.path(Split::Train),
+                bos: dataset.bos(),
+                budget: self.budget,
+                exam,
+                cargo,
+                runner,
+            }),
+        })
     }
+
+    /// A command that prints a number.
+    fn command(&self, objective: CommandObjective) -> Result<Subject> {
+        let project = Project::open(&objective.folder, &objective.edited)?;
+        if objective.words.is_empty() {
+            let problem = "there is no command to run".to_owned();
+            return Err(Error::Project { folder: project.folder, problem });
+        }
+        let config = CommandConfig {
+            command: objective.words.clone(),
+            edited: objective.edited.clone(),
+            project_fingerprint: project.fingerprint(),
+            metric: objective.metric.clone(),
+            higher_is_better: objective.higher_is_better,
+            limit_seconds: objective.limit.as_secs_f64(),
+        };
+        Ok(Subject {
+            objective: Objective::Command(config),
+            description: format!("{} of `{}`", objective.metric, objective.words.join(" ")),
+            references: Vec::new(),
+            project,
+            laboratory: Box::new(CommandLaboratory { objective, stop: self.stop.clone() }),
+        })
+    }
+}
+
+/// An observer that went away does not end the night.
+pub(crate) fn tell(observers: &[Sender<Event>], event: &Event) {
+    for observer in observers {
+        let _ = observer.send(event.clone());
+    }
+}
+
+/// What a study edits and measures.
+struct Subject {
+    objective: Objective,
+    /// One line for the log.
+    description: String,
+    references: Vec<(String, String)>,
+    project: Project,
+    laboratory: Box<dyn Laboratory>,
 }
 
 /// One process a study: two would take turns at overwriting each other's trial.
@@ -306,14 +413,14 @@ pub fn cache_dir() -> Result<PathBuf> {
 
 /// The work tree, holding what the ledger says is the incumbent. A commit that no line of the
 /// ledger knows belongs to a trial that was killed before it was recorded.
-fn open_workspace(dir: &Path, trainer: &TrainerCrate, ledger: &Ledger) -> Result<Workspace> {
+fn open_workspace(dir: &Path, project: &Project, ledger: &Ledger) -> Result<Workspace> {
     let folder = dir.join("workspace");
     let tag = dir.file_name().unwrap_or_default().to_string_lossy();
     let commit = ledger.incumbent().and_then(|trial| trial.commit.clone());
     if commit.is_none() && folder.exists() {
         fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
     }
-    let workspace = Workspace::open(&folder, &tag, trainer)?;
+    let workspace = Workspace::open(&folder, &tag, project)?;
     if let Some(commit) = commit {
         workspace.reset_to(&commit)?;
     }

@@ -56,7 +56,7 @@ impl Cargo {
         let folder = cache.join("crates").join(&trainer.fingerprint()[..16]);
         let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
-        trainer.lay_out(&folder)?;
+        trainer.project().lay_out(&folder)?;
         let mut cargo = Self { folder, target, toolchain, crates: 0, stop };
         fetch(&cargo.folder)?;
         cargo.crates = cargo.count_crates()?;

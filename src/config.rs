@@ -10,9 +10,28 @@ use std::{fs, io::Write, path::Path};
 pub struct Config {
     /// Of this file's format and of the loop's rules.
     pub version: u32,
-    pub budget: Budget,
     /// Every seed of the study derives from it.
     pub seed: u64,
+    /// What is measured, and how.
+    #[serde(flatten)]
+    pub objective: Objective,
+}
+
+/// What a study measures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "objective", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Objective {
+    /// A trainer's bits per byte.
+    Trainer(TrainerConfig),
+    /// The number that a command prints.
+    Command(CommandConfig),
+}
+
+/// What a trainer's numbers depend on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerConfig {
+    pub budget: Budget,
     /// The data as it was asked for.
     pub data: String,
     /// What the data came to: a hash of texts, tokenizer and split.
@@ -34,9 +53,24 @@ pub struct Config {
     pub cuda_device: Option<usize>,
 }
 
+/// What a command's numbers depend on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CommandConfig {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// The file that is edited.
+    pub edited: String,
+    /// Hash of the other files.
+    pub project_fingerprint: String,
+    pub metric: String,
+    pub higher_is_better: bool,
+    /// Wall-clock seconds after which a trial is killed.
+    pub limit_seconds: f64,
+}
+
 impl Config {
     /// The current [`version`](Self::version).
-    pub(crate) const VERSION: u32 = 1;
+    pub(crate) const VERSION: u32 = 2;
 
     /// Writes the configuration of a new study, or compares it with the one that `folder` has.
     pub(crate) fn freeze(&self, folder: &Path) -> Result<()> {

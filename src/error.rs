@@ -32,9 +32,9 @@ pub enum Error {
     #[error("cannot learn from {what}: {problem}")]
     Data { what: String, problem: String },
 
-    /// The folder is no trainer crate.
-    #[error("{} cannot be used as a trainer: {problem}", folder.display())]
-    TrainerCrate { folder: PathBuf, problem: String },
+    /// The folder is not what a study can edit and run.
+    #[error("{} cannot be studied: {problem}", folder.display())]
+    Project { folder: PathBuf, problem: String },
 
     /// The study was begun under other conditions, and its numbers would not compare.
     #[error(
@@ -57,12 +57,18 @@ pub enum Error {
     Baseline { reason: String, folder: PathBuf },
 
     /// The text names no proposer, or one that has nothing to propose.
-    #[error("{text:?} proposes nothing: {problem} (examples: tuner, replay:DIR)")]
+    #[error(
+        "{text:?} proposes nothing: {problem} (examples: tuner, replay:DIR, command:claude, chat:MODEL)"
+    )]
     ProposerSpec {
         /// As written on the command line.
         text: String,
         problem: String,
     },
+
+    /// The text is no allowance.
+    #[error("{text:?} is no allowance (examples: 5usd, 2000000tokens)")]
+    Allowance { text: String },
 
     /// The proposer gave up.
     #[error("the proposer {proposer} cannot go on: {source}")]

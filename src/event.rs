@@ -16,9 +16,17 @@ pub enum Event {
     /// The study is open. `finished` trials stand in its ledger already, the baseline included.
     Opened { dir: PathBuf, branch: String, data: String, finished: usize },
     /// A proposer is asked for the next source.
-    Proposing { trial: usize },
+    Proposing { trial: usize, proposer: String },
+    /// A proposer could not do its work. It is asked again, after a pause if it failed repeatedly.
+    ProposerFailed { proposer: String, reason: String, pause_seconds: f64 },
+    /// A proposer is asked no more.
+    ProposerRetired { proposer: String, reason: String },
+    /// A proposal came to nothing by `reason`, and its author is mending it.
+    Repairing { trial: usize, proposer: String, reason: String },
     /// There is a source, and it is being compiled.
     Building { trial: usize, proposer: String, description: String },
+    /// The command runs, where the objective is a command's.
+    Running { trial: usize },
     /// The trainer trains.
     Training {
         trial: usize,

@@ -9,7 +9,8 @@
 use crate::{
     Error, Outcome, Result,
     data::{Dataset, Split, Windows},
-    runner::{Halt, Question, Runner},
+    laboratory::Halt,
+    runner::{Question, Runner},
 };
 use std::path::Path;
 

@@ -10,11 +10,18 @@ pub(crate) struct Decision {
     pub reason: String,
 }
 
-/// autoresearch's rule: keep what scores lower than the incumbent.
-pub(crate) fn greedy(val_bpb: f64, incumbent: Option<&Trial>) -> Decision {
-    let Some(best) = incumbent.and_then(|trial| trial.measurement.val_bpb) else {
+/// autoresearch's rule: keep what costs less than the incumbent. Of any objective, lower costs are
+/// better.
+pub(crate) fn greedy(cost: f64, incumbent: Option<&Trial>) -> Decision {
+    let Some(best) = incumbent.and_then(Trial::cost) else {
         return Decision { keep: true, reason: "the baseline".to_owned() };
     };
-    let change = val_bpb - best;
-    Decision { keep: change < 0.0, reason: format!("{change:+.6} bits per byte") }
+    let change = cost - best;
+    let worse = if change > 0.0 { "worse" } else { "better" };
+    let reason = if change == 0.0 {
+        "no change".to_owned()
+    } else {
+        format!("{worse} by {:.6}", change.abs())
+    };
+    Decision { keep: change < 0.0, reason }
 }

@@ -2,7 +2,10 @@
 
 use crate::{
     Budget, Error, Outcome, Result,
+    laboratory::Halt,
+    log::Log,
     plugin::Failure,
+    process::Group,
     stop::StopHandle,
     worker::{
         self,
@@ -11,10 +14,9 @@ use crate::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs, io,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{ChildStdin, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -52,23 +54,6 @@ impl Default for Limits {
             answer: Duration::from_secs(120),
             steps: Duration::from_hours(24),
         }
-    }
-}
-
-/// Why a trial went no further.
-#[derive(Debug)]
-pub(crate) enum Halt {
-    /// It has come to its end: a fact for the ledger.
-    Ended { outcome: Outcome, reason: String },
-    /// The study was asked to stop; the trial never happened.
-    Interrupted,
-    /// The study cannot go on.
-    Broken(Error),
-}
-
-impl From<Error> for Halt {
-    fn from(error: Error) -> Self {
-        Self::Broken(error)
     }
 }
 
@@ -208,13 +193,12 @@ pub(crate) struct Question<'a> {
 
 /// A worker process. Dropping it kills its whole process group.
 struct Worker {
-    child: Child,
+    group: Group,
     requests: Option<ChildStdin>,
     answers: Receiver<io::Result<Answer>>,
     log_done: Receiver<()>,
     stop: StopHandle,
     peak_memory_mb: Option<f64>,
-    reaped: bool,
 }
 
 /// How often a silent worker is looked after.
@@ -264,7 +248,8 @@ impl Worker {
             });
         }
         let stop = runner.stop.clone();
-        Ok(Self { child, requests, answers, log_done, stop, peak_memory_mb: None, reaped: false })
+        let group = Group::new(child);
+        Ok(Self { group, requests, answers, log_done, stop, peak_memory_mb: None })
     }
 
     fn start(
@@ -322,7 +307,7 @@ impl Worker {
             }
             // A process that the trainer left behind may hold the pipe open for ever. One more turn
             // after the worker's end, for an answer that is still in the pipe.
-            gone = self.has_ended();
+            gone = self.group.has_ended();
             if asked.elapsed() >= limit && !gone {
                 let seconds = limit.as_secs_f64();
                 let reason = format!("{task}: no answer within {seconds:.0} s, killed");
@@ -334,10 +319,10 @@ impl Worker {
     /// The worker has closed its pipe or ended: says how.
     fn departed(&mut self, task: &str) -> Halt {
         let patience = Instant::now();
-        while !self.has_ended() && patience.elapsed() < Duration::from_secs(2) {
+        while !self.group.has_ended() && patience.elapsed() < Duration::from_secs(2) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let status = if self.has_ended() { self.end().ok() } else { None };
+        let status = if self.group.has_ended() { self.end().ok() } else { None };
         // A keyboard interrupt that reached the worker is no fact about the trainer.
         if self.stop.is_stopped() {
             return Halt::Interrupted;
@@ -361,39 +346,16 @@ impl Worker {
         ended(Outcome::Rejected, format!("the worker answered a question with {kind}"))
     }
 
-    /// Whether the process has ended; it stays a zombie, and its id ours.
-    fn has_ended(&mut self) -> bool {
-        #[cfg(unix)]
-        {
-            use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            let id = Pid::from_raw(self.child.id().cast_signed());
-            // An error means that it has been waited for already.
-            id.is_none_or(|id| !matches!(waitid(WaitId::Pid(id), options), Ok(None)))
-        }
-        #[cfg(not(unix))]
-        !matches!(self.child.try_wait(), Ok(None))
-    }
-
     /// Kills what is left of the process and its group, and says how the process ended.
     fn end(&mut self) -> io::Result<ExitStatus> {
         self.requests = None;
-        #[cfg(unix)]
-        if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
-            && !self.reaped
-        {
-            // Before the child is waited for: until then no other group can have its id.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
-        let _ = self.child.kill();
-        let status = self.child.wait();
-        self.reaped = true;
-        status
+        self.group.kill()
     }
 
     /// The kernel's own high-water mark, while the process is there to ask about.
     fn read_peak_memory(&mut self) {
-        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.child.id())) else {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.group.child.id()))
+        else {
             return;
         };
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -458,48 +420,4 @@ fn environment(threads: usize) -> Vec<(&'static str, std::ffi::OsString)> {
         ),
     ]);
     environment
-}
-
-/// A trainer's output: its beginning and its end, whatever lies between.
-struct Log {
-    file: File,
-}
-
-impl Log {
-    /// Kept of the beginning, and again of the end.
-    const KEPT: u64 = 512 << 10;
-
-    fn append(path: &Path) -> Result<Self> {
-        let open = OpenOptions::new().create(true).append(true).open(path);
-        Ok(Self { file: open.map_err(Error::io("write", path))? })
-    }
-
-    /// Copies until the pipe closes. The pipe is emptied even when the disk is full, so that a
-    /// trainer never blocks on its own output.
-    fn copy(mut self, mut from: impl Read) {
-        let mut chunk = vec![0; 64 << 10];
-        let mut written = 0u64;
-        let mut tail = std::collections::VecDeque::new();
-        let mut dropped = 0u64;
-        loop {
-            let length = match from.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => break,
-            };
-            let head = length.min(Self::KEPT.saturating_sub(written) as usize);
-            let _ = self.file.write_all(&chunk[..head]);
-            written += head as u64;
-            tail.extend(&chunk[head..length]);
-            let excess = tail.len().saturating_sub(Self::KEPT as usize);
-            dropped += excess as u64;
-            tail.drain(..excess);
-        }
-        if dropped > 0 {
-            let _ = writeln!(self.file, "\n[overnight: {dropped} bytes of output left out]");
-        }
-        let (front, back) = tail.as_slices();
-        let _ = self.file.write_all(front).and_then(|()| self.file.write_all(back));
-    }
 }

@@ -1,25 +1,24 @@
-//! The loop itself: propose, build, train, examine, judge, record.
+//! The loop itself: propose, measure, mend, judge, record.
 
 use crate::{
-    Error, Event, Measurement, Outcome, Result, Status, StudyBuilder, Trial,
-    cargo::{Build, Cargo},
+    Error, Event, Measurement, Outcome, Result, Status, StopHandle, StudyBuilder, Trial,
+    builder::tell,
     config::Config,
-    exam::{Candidate, Exam, Grade},
     hash::{number_of_parts, sha256},
     judge,
+    laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
     ledger::Ledger,
-    proposer::{Brief, Proposal, ProposeError, Proposer},
-    runner::{Halt, Runner, TrainJob},
-    trainer_crate::EDITED,
+    noise::Noise,
+    proposer::{Brief, Fault, Proposal, Roster, Turn},
+    source::identity,
     workspace::Workspace,
 };
 use crossbeam_channel::Sender;
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{BufWriter, Write},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// A search for a better trainer: a folder, a git branch, a ledger.
@@ -31,29 +30,42 @@ pub struct Study {
     /// Held as long as the study is open.
     pub(crate) _lock: File,
     pub(crate) config: Config,
+    /// Where proposers work.
+    pub(crate) brief_folder: PathBuf,
     pub(crate) program: String,
-    pub(crate) proposer: Box<dyn Proposer>,
+    pub(crate) references: Vec<(String, String)>,
+    pub(crate) roster: Roster,
     /// The source of trial 0.
     pub(crate) baseline: String,
-    /// The training split's token file.
-    pub(crate) tokens: PathBuf,
-    pub(crate) bos: u32,
-    pub(crate) exam: Exam,
-    pub(crate) cargo: Cargo,
-    pub(crate) runner: Runner,
+    pub(crate) laboratory: Box<dyn Laboratory>,
     pub(crate) ledger: Ledger,
     pub(crate) workspace: Workspace,
     pub(crate) observers: Vec<Sender<Event>>,
-    /// Which trial first tried a source, by its hash.
+    pub(crate) stop: StopHandle,
+    /// How often a proposal may be mended before it counts.
+    pub(crate) repairs: usize,
+    /// Control runs after the baseline.
+    pub(crate) controls: usize,
+    /// Which trial first tried a program, by its identity.
     pub(crate) tried: HashMap<String, usize>,
-    pub(crate) refused_in_a_row: usize,
+    pub(crate) noise: Noise,
 }
-
-/// A proposer that repeats itself this often without a pause would go on for ever.
-const MOST_REFUSALS: usize = 20;
 
 /// Less than this is too little for a trial's files.
 const LEAST_FREE_BYTES: u64 = 256 << 20;
+
+/// Bytes of a failed trial's log that go back to its proposer.
+const LOG_BYTES: usize = 16 << 10;
+
+/// Where a trial's source comes from.
+enum Origin {
+    Baseline,
+    /// The incumbent once more, under another seed.
+    Control {
+        of: usize,
+    },
+    Proposed(Turn),
+}
 
 impl Study {
     /// Describes a study in the folder `dir`, to be created or resumed.
@@ -61,20 +73,28 @@ impl Study {
         StudyBuilder::new(dir.into())
     }
 
-    /// Runs `trials` trials beyond those that stand in the ledger, and the baseline if it is
-    /// missing; `None` goes on until the study is stopped or the proposer has nothing left.
+    /// Runs `trials` trials beyond those that stand in the ledger, and the baseline with its
+    /// control runs if they are missing; `None` goes on until the study is stopped or no proposer
+    /// has anything left.
     pub fn optimize(&mut self, trials: Option<usize>) -> Result<()> {
-        if self.ledger.trials().is_empty() && self.step()?.is_none() {
-            return Ok(());
-        }
         let mut left = trials;
-        while left != Some(0) {
-            if self.step()?.is_none() {
-                break;
+        loop {
+            if left == Some(0) && !self.is_beginning() {
+                return Ok(());
             }
-            left = left.map(|left| left - 1);
+            let begins = self.is_beginning();
+            if self.step()?.is_none() {
+                return Ok(());
+            }
+            if !begins {
+                left = left.map(|left| left.saturating_sub(1));
+            }
         }
-        Ok(())
+    }
+
+    /// Whether the next trial is the baseline or one of its control runs.
+    fn is_beginning(&self) -> bool {
+        self.ledger.trials().len() <= self.controls
     }
 
     /// Runs one trial to its end and records it. `None`: the study was stopped, or there is nothing
@@ -84,7 +104,7 @@ impl Study {
     /// Only what keeps the study from going on. Whatever becomes of a trial is no error, except for
     /// the baseline: without it there is nothing to improve.
     pub fn step(&mut self) -> Result<Option<Trial>> {
-        if self.runner.stop.is_stopped() {
+        if self.stop.is_stopped() {
             return Ok(None);
         }
         self.check_space()?;
@@ -92,62 +112,87 @@ impl Study {
         let begun = (Instant::now(), jiff::Timestamp::now());
         let folder = self.trial_folder(number)?;
 
-        let (proposer, proposal) = match self.propose(number) {
-            Ok(Some(proposal)) => proposal,
-            Ok(None) => {
-                let _ = fs::remove_dir(&folder);
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
+        let Some(mut origin) = self.originate(number)? else {
+            let _ = fs::remove_dir_all(&folder);
+            return Ok(None);
         };
         let mut attempt = Attempt {
             number,
+            seed: self.seed_of(&origin, number),
             folder,
-            source_sha256: sha256(proposal.source.as_bytes()),
-            measurement: Measurement {
-                propose_seconds: Some(begun.0.elapsed().as_secs_f64()),
-                ..Measurement::default()
-            },
+            measurement: Measurement::default(),
         };
-        self.tell(Event::Building {
-            trial: number,
-            proposer: proposer.clone(),
-            description: proposal.description.clone(),
-        });
-
-        let (outcome, reason) = match self.measure(&mut attempt, &proposal) {
-            Ok(grade) => {
-                attempt.measurement.val_bpb = Some(grade.val_bpb);
-                (Outcome::Measured, None)
+        let mut propose_seconds = begun.0.elapsed().as_secs_f64();
+        let mut repairs = 0;
+        let (outcome, reason) = loop {
+            let halt = match self.measure(&mut attempt, &origin) {
+                Ok(()) => break (Outcome::Measured, None),
+                Err(halt) => halt,
+            };
+            match halt {
+                Halt::Broken(error) => return Err(error),
+                Halt::Interrupted => {
+                    self.workspace.reset()?;
+                    return Ok(None);
+                }
+                Halt::Ended { outcome, reason } => {
+                    let mending = Instant::now();
+                    let mended = repairs < self.repairs
+                        && self.mend(&mut attempt, &mut origin, (&outcome, &reason))?;
+                    propose_seconds += mending.elapsed().as_secs_f64();
+                    if !mended {
+                        break (outcome, Some(reason));
+                    }
+                    repairs += 1;
+                }
             }
-            Err(Halt::Ended { outcome, reason }) => (outcome, Some(reason)),
-            Err(Halt::Interrupted) => {
-                self.workspace.reset()?;
-                return Ok(None);
-            }
-            Err(Halt::Broken(error)) => return Err(error),
         };
+        // What was stopped while it was being mended was never decided.
+        if outcome != Outcome::Measured && self.stop.is_stopped() {
+            self.workspace.reset()?;
+            return Ok(None);
+        }
 
+        let Attempt { seed, folder, mut measurement, .. } = attempt;
+        measurement.propose_seconds = Some(propose_seconds);
+        if let Origin::Proposed(turn) = &origin {
+            let usage = self.roster.take_usage(turn);
+            (measurement.propose_usd, measurement.propose_tokens) = (usage.usd, usage.tokens);
+        }
         let incumbent = self.ledger.incumbent();
         let parent = incumbent.map(|trial| trial.trial);
-        let (status, reason) = match attempt.measurement.val_bpb {
-            Some(val_bpb) => {
-                let decision = judge::greedy(val_bpb, incumbent);
+        let (status, reason) = match (measurement.cost(), &origin) {
+            (Some(_), Origin::Control { .. }) => {
+                (Status::Discard, Some("a control run".to_owned()))
+            }
+            (Some(cost), _) => {
+                let decision = judge::greedy(cost, incumbent);
                 let status = if decision.keep { Status::Keep } else { Status::Discard };
                 (status, Some(decision.reason))
             }
-            None => (Status::Crash, reason),
+            (None, _) => (Status::Crash, reason),
         };
         if number == 0 && status == Status::Crash {
-            let reason = reason.unwrap_or_default();
-            return Err(Error::Baseline { reason, folder: attempt.folder });
+            return Err(Error::Baseline { reason: reason.unwrap_or_default(), folder });
         }
+        let (proposer, proposal, repeats) = match origin {
+            Origin::Baseline => {
+                let proposal = Proposal::new(&self.baseline, "baseline");
+                ("baseline".to_owned(), proposal, None)
+            }
+            Origin::Control { of } => {
+                let proposal = Proposal::new(self.workspace.read()?, format!("trial {of} again"));
+                ("control".to_owned(), proposal, Some(of))
+            }
+            Origin::Proposed(turn) => (turn.name, turn.proposal, None),
+        };
         let commit = match status {
             Status::Keep => {
-                let val_bpb = attempt.measurement.val_bpb.unwrap_or_default();
+                let score = measurement.score().unwrap_or_default();
                 let message = format!(
-                    "trial {number}: {}\n\nval_bpb: {val_bpb:.6}\nproposer: {proposer}",
-                    proposal.description
+                    "trial {number}: {}\n\n{}: {score:.6}\nproposer: {proposer}",
+                    proposal.description,
+                    measurement.name_of_score(),
                 );
                 Some(self.workspace.commit(&message)?)
             }
@@ -156,8 +201,12 @@ impl Study {
                 None
             }
         };
-        attempt.tidy(status);
-        attempt.measurement.total_seconds = Some(begun.0.elapsed().as_secs_f64());
+        if status != Status::Keep {
+            // Weights and library are kept with the trials that are kept.
+            let _ = fs::remove_file(folder.join(CHECKPOINT));
+            let _ = fs::remove_file(folder.join(library_name()));
+        }
+        measurement.total_seconds = Some(begun.0.elapsed().as_secs_f64());
         let trial = Trial {
             trial: number,
             parent,
@@ -167,14 +216,19 @@ impl Study {
             status,
             outcome,
             reason,
-            measurement: attempt.measurement,
-            seed: self.config.seed,
-            source_sha256: attempt.source_sha256,
+            measurement,
+            seed,
+            source_sha256: sha256(proposal.source.as_bytes()),
             started: begun.1,
+            repeats,
+            repairs,
+            remarks: proposal.remarks,
         };
-        attempt_file(&attempt.folder, "outcome.json", &to_json(&trial))?;
+        let json = serde_json::to_string_pretty(&trial).unwrap_or_default();
+        write(&folder.join("outcome.json"), &json)?;
+        let gain = self.gain(&trial);
         self.ledger.append(trial.clone())?;
-        self.note(&trial, &proposal.source)?;
+        self.note(&trial, &proposal.source, gain);
         self.tell(Event::Finished(Box::new(trial.clone())));
         Ok(Some(trial))
     }
@@ -204,157 +258,166 @@ impl Study {
         self.dir.join("trials").join(format!("{trial:04}"))
     }
 
-    /// The next source and who wrote it; `None` where there is nothing left to try.
-    fn propose(&mut self, number: usize) -> Result<Option<(String, Proposal)>> {
-        let Some(incumbent) = self.ledger.incumbent() else {
-            let proposal =
-                Proposal { source: self.baseline.clone(), description: "baseline".to_owned() };
-            return Ok(Some(("baseline".to_owned(), proposal)));
-        };
-        self.tell(Event::Proposing { trial: number });
-        let path = self.workspace.folder().join(EDITED);
-        let source = fs::read_to_string(&path).map_err(Error::io("read", path))?;
-        let folder = self.dir.join("brief");
-        attempt_file(&folder, EDITED, &source)?;
-        let brief = Brief {
+    /// The next source; `None` where there is nothing left to try.
+    fn originate(&mut self, number: usize) -> Result<Option<Origin>> {
+        let Some(incumbent) = self.ledger.incumbent() else { return Ok(Some(Origin::Baseline)) };
+        if self.is_beginning() {
+            return Ok(Some(Origin::Control { of: incumbent.trial }));
+        }
+        let folder = self.brief_folder.clone();
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+        }
+        let source = self.workspace.read()?;
+        write(&folder.join(self.workspace.edited()), &source)?;
+        let mut roster = std::mem::take(&mut self.roster);
+        let turn = roster.propose(&self.brief(number, &source), &|event| self.tell(event));
+        self.roster = roster;
+        Ok(turn?.map(|mut turn| {
+            turn.proposal.description = one_line(&turn.proposal.description);
+            Origin::Proposed(turn)
+        }))
+    }
+
+    /// What a proposer is told. There is an incumbent once trial 0 stands.
+    fn brief<'a>(&'a self, number: usize, source: &'a str) -> Brief<'a> {
+        Brief {
             trial: number,
-            seed: derived_seed(self.config.seed, number),
-            incumbent,
-            source: &source,
+            seed: derived_seed("proposal", self.config.seed, number),
+            incumbent: self.ledger.incumbent().unwrap_or(&self.ledger.trials()[0]),
+            source,
+            edited: self.workspace.edited(),
             program: &self.program,
+            references: &self.references,
             history: self.ledger.trials(),
-            folder: &folder,
-        };
-        match self.proposer.propose(&brief) {
-            Ok(mut proposal) => {
-                // A description is a line, in the ledger as in a commit.
-                let words: Vec<_> = proposal.description.split_whitespace().collect();
-                proposal.description = words.join(" ");
-                Ok(Some((self.proposer.name().to_owned(), proposal)))
-            }
-            Err(ProposeError::Exhausted) => Ok(None),
-            Err(error) => {
-                Err(Error::Proposer { proposer: self.proposer.name().to_owned(), source: error })
-            }
+            noise: self.noise.deviation(),
+            study: &self.dir,
+            folder: &self.brief_folder,
+            stop: &self.stop,
         }
     }
 
-    /// Builds, trains and examines a source; what is learned on the way goes into the attempt.
-    fn measure(&self, attempt: &mut Attempt, proposal: &Proposal) -> Result<Grade, Halt> {
-        attempt_file(&attempt.folder, "source.rs", &proposal.source)?;
-        if let Some(earlier) = self.tried.get(&attempt.source_sha256) {
+    /// Measures a source; what is learned on the way goes into the attempt.
+    fn measure(&mut self, attempt: &mut Attempt, origin: &Origin) -> Result<(), Halt> {
+        let (proposer, description, text) = match origin {
+            Origin::Baseline => ("baseline", "baseline".to_owned(), self.baseline.clone()),
+            Origin::Control { of } => {
+                ("control", format!("trial {of} again"), self.workspace.read()?)
+            }
+            Origin::Proposed(turn) => {
+                let proposal = &turn.proposal;
+                (turn.name.as_str(), proposal.description.clone(), proposal.source.clone())
+            }
+        };
+        self.tell(Event::Building {
+            trial: attempt.number,
+            proposer: proposer.to_owned(),
+            description,
+        });
+        write(&attempt.folder.join(self.name_of_source()), &text)?;
+        if matches!(origin, Origin::Proposed(_))
+            && let Some(earlier) = self.tried.get(&identity(self.workspace.edited(), &text))
+        {
             return Err(Halt::Ended {
                 outcome: Outcome::Refused,
-                reason: format!("trial {earlier} was the same source"),
+                reason: format!("trial {earlier} was the same program"),
             });
         }
-        self.workspace.write(&proposal.source)?;
-        attempt_file(&attempt.folder, "change.diff", &self.workspace.diff()?)?;
-
-        let library = attempt.folder.join(format!("trainer{}", std::env::consts::DLL_SUFFIX));
-        let begun = Instant::now();
-        let build = self.cargo.build(&proposal.source, &library, |done, total| {
-            if attempt.number == 0 {
-                self.tell(Event::Compiling { done, total });
-            }
-        })?;
-        attempt.measurement.build_seconds = Some(begun.elapsed().as_secs_f64());
-        match build {
-            Build::Built => {}
-            Build::Interrupted => return Err(Halt::Interrupted),
-            Build::Refused { reason, rendered } => {
-                attempt_file(&attempt.folder, "build.log", &rendered)?;
-                return Err(Halt::Ended { outcome: Outcome::BuildFailed, reason });
-            }
-        }
-
-        let checkpoint = attempt.folder.join("model.safetensors");
-        let saving = self.train(attempt, &library, &checkpoint)?;
-        attempt.measurement.num_params = count_parameters(&checkpoint);
-
-        let begun = Instant::now();
-        let candidate =
-            Candidate { library: &library, checkpoint: &checkpoint, folder: &attempt.folder };
-        let number = attempt.number;
-        let grade = self.exam.sit(&self.runner, &candidate, |done, total| {
-            self.tell(Event::Exam { trial: number, done: done as u64, total: total as u64 });
-        });
-        attempt.measurement.eval_seconds = Some((saving + begun.elapsed()).as_secs_f64());
-        grade
+        self.workspace.write(&text)?;
+        write(&attempt.folder.join("change.diff"), &self.workspace.diff()?)?;
+        let observers = &self.observers;
+        let source = Source { text: &text, folder: self.workspace.folder() };
+        self.laboratory.measure(attempt, &source, &|event| tell(observers, &event))
     }
 
-    /// Trains the library; how long saving took.
-    fn train(
-        &self,
+    /// Asks a proposal's author for another version of what came to nothing. The failed version's
+    /// files move to a folder of their own in the trial's.
+    fn mend(
+        &mut self,
         attempt: &mut Attempt,
-        library: &Path,
-        checkpoint: &Path,
-    ) -> Result<Duration, Halt> {
-        let path = attempt.folder.join("loss.jsonl");
-        let mut losses = BufWriter::new(File::create(&path).map_err(Error::io("create", &path))?);
-        let job = TrainJob {
-            library,
-            tokens: &self.tokens,
-            bos: self.bos,
-            budget: self.config.budget,
-            folder: &attempt.folder,
-            checkpoint,
+        origin: &mut Origin,
+        (outcome, reason): (&Outcome, &str),
+    ) -> Result<bool> {
+        let Origin::Proposed(turn) = origin else { return Ok(false) };
+        let fault = match outcome {
+            Outcome::Refused => {
+                let identity = identity(self.workspace.edited(), &turn.proposal.source);
+                match self.tried.get(&identity) {
+                    Some(&trial) => Fault::Repeats { trial },
+                    None => return Ok(false),
+                }
+            }
+            Outcome::BuildFailed => {
+                let log = fs::read_to_string(attempt.folder.join("build.log"));
+                Fault::DoesNotCompile { diagnostics: log.unwrap_or_else(|_| reason.to_owned()) }
+            }
+            Outcome::LoadFailed
+            | Outcome::Failed
+            | Outcome::Panicked
+            | Outcome::Exited { .. }
+            | Outcome::Signalled { .. } => {
+                let log = fs::read(attempt.folder.join("run.log")).unwrap_or_default();
+                let end = &log[log.len().saturating_sub(LOG_BYTES)..];
+                let log = String::from_utf8_lossy(end).into_owned();
+                Fault::Crashed { reason: reason.to_owned(), log }
+            }
+            // A trial that took all of its time, or was caught in a lie, has had its chance.
+            Outcome::Measured | Outcome::TimedOut | Outcome::Rejected => return Ok(false),
         };
-        let number = attempt.number;
-        let measurement = &mut attempt.measurement;
-        let mut last_loss = None;
-        let trained = self.runner.train(&job, &mut measurement.peak_memory_mb, |now| {
-            last_loss = now.loss;
-            // The curve is for reading later; a disk that is full is noticed by the ledger.
-            let _ = writeln!(losses, "{}", to_line(&now));
-            self.tell(Event::Training {
-                trial: number,
-                progress: now.progress,
-                elapsed_seconds: now.seconds,
-                steps: now.steps,
-                tokens: now.tokens,
-                loss: now.loss,
-            });
+        self.tell(Event::Repairing {
+            trial: attempt.number,
+            proposer: turn.name.clone(),
+            reason: reason.lines().next().unwrap_or_default().to_owned(),
         });
-        let _ = losses.flush();
-        measurement.train_loss = last_loss;
-        let trained = trained?;
-        measurement.startup_seconds = Some(trained.startup.as_secs_f64());
-        measurement.training_seconds = Some(trained.training.as_secs_f64());
-        measurement.num_steps = Some(trained.progress.steps);
-        measurement.total_tokens = Some(trained.progress.tokens);
-        measurement.train_loss = trained.progress.loss;
-        Ok(trained.saving)
+        let source = fs::read_to_string(self.brief_folder.join(self.workspace.edited()));
+        let source = source.unwrap_or_default();
+        let mut roster = std::mem::take(&mut self.roster);
+        let brief = self.brief(attempt.number, &source);
+        let mended = roster.repair(&brief, turn, &fault, &|event| self.tell(event));
+        self.roster = roster;
+        let Some(mut proposal) = mended else { return Ok(false) };
+        proposal.description = one_line(&proposal.description);
+        turn.proposal = proposal;
+        set_aside(&attempt.folder, &self.name_of_source())?;
+        attempt.measurement = Measurement::default();
+        Ok(true)
     }
 
-    /// Replays the ledger to the proposer, and to the study's own memory.
+    /// By how much a trial that was kept is better than the one before.
+    fn gain(&self, trial: &Trial) -> Option<f64> {
+        let before = self.ledger.trials().get(trial.parent?)?.cost()?;
+        trial.cost().filter(|_| trial.is_kept()).map(|cost| before - cost)
+    }
+
+    /// The study's seed, but for control runs.
+    fn seed_of(&self, origin: &Origin, number: usize) -> u64 {
+        match origin {
+            Origin::Control { .. } => derived_seed("control", self.config.seed, number),
+            Origin::Baseline | Origin::Proposed(_) => self.config.seed,
+        }
+    }
+
+    /// Replays the ledger to the proposers, and to the study's own memory.
     pub(crate) fn remember(&mut self) -> Result<()> {
         for number in 0..self.ledger.trials().len() {
             let trial = self.ledger.trials()[number].clone();
-            let path = self.folder_of(number).join("source.rs");
+            let gain = self.gain(&trial);
+            let path = self.folder_of(number).join(self.name_of_source());
             match fs::read_to_string(&path) {
-                Ok(source) => self.note(&trial, &source)?,
+                Ok(source) => self.note(&trial, &source, gain),
                 // Old folders may be deleted to make room; what they held is then forgotten.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("read", path)(error)),
             }
         }
-        self.refused_in_a_row = 0;
         Ok(())
     }
 
-    fn note(&mut self, trial: &Trial, source: &str) -> Result<()> {
-        self.tried.entry(trial.source_sha256.clone()).or_insert(trial.trial);
-        self.proposer.observe(trial, source);
-        self.refused_in_a_row =
-            if trial.outcome == Outcome::Refused { self.refused_in_a_row + 1 } else { 0 };
-        if self.refused_in_a_row >= MOST_REFUSALS {
-            let source = ProposeError::Failed(format!(
-                "its last {MOST_REFUSALS} proposals were sources that had been tried"
-            ));
-            return Err(Error::Proposer { proposer: trial.proposer.clone(), source });
-        }
-        Ok(())
+    fn note(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
+        let identity = identity(self.workspace.edited(), source);
+        self.noise.learn(&identity, trial);
+        self.tried.entry(identity).or_insert(trial.trial);
+        self.roster.observe(trial, source, gain);
     }
 
     /// A fresh folder for a trial. A trial that was cut off left its own behind.
@@ -378,79 +441,55 @@ impl Study {
         Ok(())
     }
 
+    /// What a trial's source is called in its folder.
+    fn name_of_source(&self) -> String {
+        name_of_source(self.workspace.edited(), "source")
+    }
+
     fn tell(&self, event: Event) {
-        for observer in &self.observers {
-            // An observer that went away does not end the night.
-            let _ = observer.send(event.clone());
-        }
+        tell(&self.observers, &event);
     }
 }
 
-/// A trial that is under way.
-struct Attempt {
-    number: usize,
-    folder: PathBuf,
-    source_sha256: String,
-    measurement: Measurement,
-}
-
-impl Attempt {
-    /// Weights and library are kept with the trials that are kept.
-    fn tidy(&self, status: Status) {
-        if status != Status::Keep {
-            let _ = fs::remove_file(self.folder.join("model.safetensors"));
-            let library = format!("trainer{}", std::env::consts::DLL_SUFFIX);
-            let _ = fs::remove_file(self.folder.join(library));
-        }
+/// A file name with the extension of the edited file.
+pub(crate) fn name_of_source(edited: &str, stem: &str) -> String {
+    match Path::new(edited).extension() {
+        Some(extension) => format!("{stem}.{}", extension.to_string_lossy()),
+        None => stem.to_owned(),
     }
 }
 
-fn attempt_file(folder: &Path, name: &str, text: &str) -> Result<()> {
-    let path = folder.join(name);
+/// Moves what a failed version left in a trial's folder to `version-1`, `version-2`, ….
+fn set_aside(folder: &Path, source: &str) -> Result<()> {
+    let number = (1..).find(|n| !folder.join(format!("version-{n}")).exists()).unwrap_or(1);
+    let aside = folder.join(format!("version-{number}"));
+    fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
+    for name in [source, "change.diff", "build.log", "run.log", "loss.jsonl"] {
+        match fs::rename(folder.join(name), aside.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("move", folder.join(name))(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
-    fs::write(&path, text).map_err(Error::io("write", path))
+    fs::write(path, text).map_err(Error::io("write", path))
 }
 
-fn to_json(trial: &Trial) -> String {
-    serde_json::to_string_pretty(trial).unwrap_or_default()
+/// A description is a line, in the ledger as in a commit.
+fn one_line(text: &str) -> String {
+    let words: Vec<_> = text.split_whitespace().collect();
+    words.join(" ")
 }
 
-fn to_line(progress: &crate::worker::protocol::Progress) -> String {
-    serde_json::to_string(progress).unwrap_or_default()
-}
-
-/// The seed of one proposal: independent of how many were made before in this process.
-fn derived_seed(seed: u64, trial: usize) -> u64 {
+/// A seed for one purpose in one trial: independent of what was drawn before in this process.
+fn derived_seed(purpose: &str, seed: u64, trial: usize) -> u64 {
     let (seed, trial) = (seed.to_le_bytes(), (trial as u64).to_le_bytes());
-    number_of_parts([b"proposal".as_slice(), &seed, &trial])
-}
-
-/// Elements of all tensors that a safetensors file's header lists: 8 bytes of length, then JSON
-/// (the format's specification, "Format"). `None` for any other file.
-fn count_parameters(checkpoint: &Path) -> Option<u64> {
-    use std::io::Read;
-    #[derive(serde::Deserialize)]
-    struct Tensor {
-        shape: Vec<u64>,
-    }
-    let mut file = File::open(checkpoint).ok()?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let length = u64::from_le_bytes(length);
-    // The format's own limit.
-    if length > 100_000_000 {
-        return None;
-    }
-    let mut header = Vec::new();
-    file.take(length).read_to_end(&mut header).ok()?;
-    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(&header).ok()?;
-    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
-    tensors
-        .map(|(_, tensor)| {
-            let tensor: Tensor = serde_json::from_value(tensor).ok()?;
-            tensor.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n))
-        })
-        .try_fold(0u64, |sum, elements| sum.checked_add(elements?))
+    number_of_parts([purpose.as_bytes(), &seed, &trial])
 }

@@ -1,27 +1,26 @@
 //! The crate that a study trains: one file to edit, the others fixed.
 
-use crate::{Error, Result, bundle::FILES, hash::sha256_of_parts};
+use crate::{
+    Error, Result,
+    bundle::FILES,
+    hash::sha256_of_parts,
+    project::{Project, write_if_changed},
+    proposer::outline,
+};
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Component, Path, PathBuf},
 };
 
 /// The one file that proposers edit, relative to the crate.
-pub const EDITED: &str = "src/train.rs";
+pub(crate) const EDITED: &str = "src/train.rs";
 
 /// A trainer crate, read whole.
 #[derive(Debug, Clone)]
 pub struct TrainerCrate {
-    folder: PathBuf,
-    /// Every file but the edited one, by its path with forward slashes.
-    fixed: BTreeMap<String, Vec<u8>>,
-    source: String,
+    project: Project,
     fingerprint: String,
 }
-
-/// A trainer is source code: more than this is a mistake, such as a folder of data.
-const LARGEST: usize = 64 << 20;
 
 impl TrainerCrate {
     /// Reads the crate in `folder`. Hidden files and `target` folders are no part of it.
@@ -32,18 +31,11 @@ impl TrainerCrate {
     /// A file that a trainer needs is missing, or `src/lib.rs` does not hold the edited module
     /// under `forbid(unsafe_code)`.
     pub fn open(folder: &Path) -> Result<Self> {
-        let folder = folder.canonicalize().map_err(Error::io("open the trainer in", folder))?;
-        let mut fixed = BTreeMap::new();
-        read_files(&folder, &folder, &mut fixed)?;
-        let refuse = |problem: String| Error::TrainerCrate { folder: folder.clone(), problem };
-
-        let source = fixed
-            .remove(EDITED)
-            .ok_or_else(|| refuse(format!("there is no {EDITED}, the file that a study edits")))?;
-        let source =
-            String::from_utf8(source).map_err(|_| refuse(format!("{EDITED} is not UTF-8 text")))?;
+        let mut project = Project::open(folder, EDITED)?;
+        let folder = project.folder.clone();
+        let refuse = |problem: String| Error::Project { folder: folder.clone(), problem };
         for needed in ["Cargo.toml", "Cargo.lock", "src/lib.rs"] {
-            if !fixed.contains_key(needed) {
+            if !project.fixed.contains_key(needed) {
                 let advice = if needed == "Cargo.lock" {
                     "; run `cargo generate-lockfile` there, so that every trial has the same \
                      dependencies"
@@ -53,9 +45,8 @@ impl TrainerCrate {
                 return Err(refuse(format!("there is no {needed}{advice}")));
             }
         }
-        check_forbids_unsafe(&fixed["src/lib.rs"]).map_err(refuse)?;
-
-        for (name, contents) in &mut fixed {
+        check_forbids_unsafe(&project.fixed["src/lib.rs"]).map_err(refuse)?;
+        for (name, contents) in &mut project.fixed {
             if name == "Cargo.toml" || name.ends_with("/Cargo.toml") {
                 let home = folder.join(name);
                 let home = home.parent().unwrap_or(&folder);
@@ -63,11 +54,8 @@ impl TrainerCrate {
                     .map_err(|problem| refuse(format!("{name}: {problem}")))?;
             }
         }
-        // The place as well: the same files elsewhere have other dependencies by path.
-        let place = [folder.as_os_str().as_encoded_bytes()];
-        let files = fixed.iter().flat_map(|(name, contents)| [name.as_bytes(), contents]);
-        let fingerprint = sha256_of_parts(place.into_iter().chain(files));
-        Ok(Self { folder, fixed, source, fingerprint })
+        let fingerprint = project.fingerprint();
+        Ok(Self { project, fingerprint })
     }
 
     /// The GPT that comes with the library, laid out in `cache`: `trainer-template/` of the
@@ -84,12 +72,12 @@ impl TrainerCrate {
 
     /// Where the crate was read from.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.project.folder
     }
 
     /// The text of the edited file.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.project.source
     }
 
     /// SHA-256 over the fixed files and the crate's place, in hexadecimal.
@@ -97,49 +85,39 @@ impl TrainerCrate {
         &self.fingerprint
     }
 
-    /// Writes the fixed files to `folder`, and the edited one where there is none yet.
-    pub(crate) fn lay_out(&self, folder: &Path) -> Result<()> {
-        for (name, contents) in &self.fixed {
-            write_if_changed(&folder.join(name), contents)?;
+    /// Its files.
+    pub(crate) fn project(&self) -> &Project {
+        &self.project
+    }
+
+    /// What `src/train.rs` may call, as Markdown: plugin-api, and every module beside `src/`.
+    pub(crate) fn references(&self) -> Vec<(String, String)> {
+        let api = FILES.iter().filter_map(|(name, text)| {
+            let module = name.strip_prefix("plugin-api/src/")?;
+            // The mirror that crosses the boundary is nobody's business who writes a trainer.
+            (module != "raw.rs").then(|| (module.to_owned(), outline(text)))
+        });
+        let mut references = vec![reference("plugin-api", api)];
+        let mut beside: BTreeMap<&str, Vec<(String, String)>> = BTreeMap::new();
+        for (name, contents) in &self.project.fixed {
+            let Some((place, module)) = name.split_once('/') else { continue };
+            if place != "src" && module.ends_with(".rs") && !module.contains("tests") {
+                let outline = outline(&String::from_utf8_lossy(contents));
+                let module = module.strip_prefix("src/").unwrap_or(module);
+                beside.entry(place).or_default().push((module.to_owned(), outline));
+            }
         }
-        let edited = folder.join(EDITED);
-        if edited.exists() { Ok(()) } else { write_if_changed(&edited, self.source.as_bytes()) }
+        references.extend(beside.into_iter().map(|(place, modules)| reference(place, modules)));
+        references
     }
 }
 
-fn read_files(folder: &Path, root: &Path, files: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let entry = entry.map_err(Error::io("read", folder))?;
-        let path = entry.path();
-        let name = entry.file_name();
-        if name == "target" || name.as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        if path.is_dir() {
-            read_files(&path, root, files)?;
-        } else {
-            let contents = fs::read(&path).map_err(Error::io("read", &path))?;
-            let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
-            files.insert(name.replace('\\', "/"), contents);
-        }
-        let size: usize = files.values().map(Vec::len).sum();
-        if size > LARGEST {
-            let problem = format!("it has more than {} MiB of files", LARGEST >> 20);
-            return Err(Error::TrainerCrate { folder: root.to_owned(), problem });
-        }
+fn reference(name: &str, modules: impl IntoIterator<Item = (String, String)>) -> (String, String) {
+    let mut text = format!("# {name}\n");
+    for (module, outline) in modules.into_iter().filter(|(_, outline)| !outline.trim().is_empty()) {
+        text += &format!("\n## {module}\n\n```rust\n{}\n```\n", outline.trim());
     }
-    Ok(())
-}
-
-/// Leaves the time stamp of an unchanged file alone: cargo rebuilds what looks newer.
-fn write_if_changed(path: &Path, contents: &[u8]) -> Result<()> {
-    if fs::read(path).is_ok_and(|present| present == contents) {
-        return Ok(());
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    }
-    fs::write(path, contents).map_err(Error::io("write", path))
+    (format!("{name}.md"), text)
 }
 
 /// The edited module may not contain `unsafe`, and only its parent can see to that: an inner

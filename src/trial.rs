@@ -32,6 +32,16 @@ pub struct Trial {
     pub source_sha256: String,
     /// When the trial began.
     pub started: jiff::Timestamp,
+    /// The trial whose source is measured again here, under another seed, to learn the noise of a
+    /// measurement. Such a control run is never kept.
+    #[serde(default)]
+    pub repeats: Option<usize>,
+    /// How often the proposal was mended before it came to this.
+    #[serde(default)]
+    pub repairs: usize,
+    /// What the human should know of the proposal, such as edits that were put back.
+    #[serde(default)]
+    pub remarks: Vec<String>,
 }
 
 /// What the host measured of a trial. Seconds are wall clock, as the parent process saw them.
@@ -39,10 +49,19 @@ pub struct Trial {
 pub struct Measurement {
     /// Validation cost in bits per byte of text, over the study's fixed windows. Lower is better.
     pub val_bpb: Option<f64>,
+    /// What is measured instead of bits per byte, where the objective is a command's.
+    #[serde(default)]
+    pub metric: Option<Metric>,
     /// From the first moment the trainer could ask for a batch to its return.
     pub training_seconds: Option<f64>,
     /// What the proposer took.
     pub propose_seconds: Option<f64>,
+    /// What the proposer's model cost, in US dollars.
+    #[serde(default)]
+    pub propose_usd: Option<f64>,
+    /// Tokens that the proposer's model read and wrote.
+    #[serde(default)]
+    pub propose_tokens: Option<u64>,
     /// From the edited source to a loadable library.
     pub build_seconds: Option<f64>,
     /// From spawning the worker to a built model.
@@ -63,6 +82,15 @@ pub struct Measurement {
     pub peak_vram_mb: Option<f64>,
     /// The last loss that the trainer reported, in nats a token. Decides nothing.
     pub train_loss: Option<f64>,
+}
+
+/// A number that a command printed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    pub name: String,
+    pub value: f64,
+    /// Whether more of it is better.
+    pub higher_is_better: bool,
 }
 
 /// autoresearch's three words for a finished trial.
@@ -115,5 +143,38 @@ impl Trial {
     /// Whether this trial became the incumbent.
     pub fn is_kept(&self) -> bool {
         self.status == Status::Keep
+    }
+
+    /// What was measured: `val_bpb`, or the objective's own metric.
+    pub fn score(&self) -> Option<f64> {
+        self.measurement.score()
+    }
+
+    /// The score as the loop compares it: lower is better, whatever the objective.
+    pub fn cost(&self) -> Option<f64> {
+        self.measurement.cost()
+    }
+}
+
+impl Measurement {
+    /// What was measured: `val_bpb`, or the objective's own metric.
+    pub fn score(&self) -> Option<f64> {
+        self.val_bpb.or(self.metric.as_ref().map(|metric| metric.value))
+    }
+
+    /// The score as the loop compares it: lower is better, whatever the objective.
+    pub fn cost(&self) -> Option<f64> {
+        let sign = if self.higher_is_better() { -1.0 } else { 1.0 };
+        self.score().map(|score| sign * score)
+    }
+
+    /// What the score is called.
+    pub fn name_of_score(&self) -> &str {
+        self.metric.as_ref().map_or("val_bpb", |metric| &metric.name)
+    }
+
+    /// Whether more of the score is better.
+    pub fn higher_is_better(&self) -> bool {
+        self.metric.as_ref().is_some_and(|metric| metric.higher_is_better)
     }
 }

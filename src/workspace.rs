@@ -1,38 +1,36 @@
 //! The study's git repository: one branch, one commit a kept trial.
 
-use crate::{
-    Error, Result,
-    cargo::missing,
-    trainer_crate::{EDITED, TrainerCrate},
-};
+use crate::{Error, Result, cargo::missing, project::Project};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-/// A git work tree with the trainer crate, on branch `overnight/<tag>`.
+/// A git work tree with the project, on branch `overnight/<tag>`.
 ///
 /// Between trials it holds the incumbent, and nothing uncommitted.
 #[derive(Debug)]
 pub struct Workspace {
     folder: PathBuf,
     branch: String,
+    edited: String,
 }
 
 impl Workspace {
-    /// Opens the work tree in `folder`, or makes it with `trainer` as its first commit.
-    pub(crate) fn open(folder: &Path, tag: &str, trainer: &TrainerCrate) -> Result<Self> {
+    /// Opens the work tree in `folder`, or makes it with `project` to be its first commit.
+    pub(crate) fn open(folder: &Path, tag: &str, project: &Project) -> Result<Self> {
         let branch = format!("overnight/{}", ref_name(tag));
-        let workspace = Self { folder: folder.to_owned(), branch };
+        let edited = project.edited.clone();
+        let workspace = Self { folder: folder.to_owned(), branch, edited };
         if workspace.has_commits() {
             return Ok(workspace);
         }
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         workspace.git(&["init", "--quiet"])?;
         workspace.git(&["symbolic-ref", "HEAD", &format!("refs/heads/{}", workspace.branch)])?;
-        trainer.lay_out(folder)?;
-        workspace.write(trainer.source())?;
+        project.lay_out(folder)?;
+        workspace.write(&project.source)?;
         workspace.git(&["add", "--all", "--force"])?;
         Ok(workspace)
     }
@@ -47,16 +45,27 @@ impl Workspace {
         &self.folder
     }
 
+    /// The edited file's path in the work tree.
+    pub(crate) fn edited(&self) -> &str {
+        &self.edited
+    }
+
+    /// The source in place.
+    pub(crate) fn read(&self) -> Result<String> {
+        let path = self.folder.join(&self.edited);
+        fs::read_to_string(&path).map_err(Error::io("read", path))
+    }
+
     /// Puts a trial's source in place, uncommitted.
     pub(crate) fn write(&self, source: &str) -> Result<()> {
-        let path = self.folder.join(EDITED);
+        let path = self.folder.join(&self.edited);
         fs::write(&path, source).map_err(Error::io("write", path))
     }
 
     /// What the source in place changes, as a unified diff.
     pub(crate) fn diff(&self) -> Result<String> {
         if self.has_commits() {
-            self.git(&["diff", "--no-color", "HEAD"])
+            self.git(&["diff", "--no-color", "HEAD", "--", &self.edited])
         } else {
             Ok(String::new())
         }
@@ -64,8 +73,10 @@ impl Workspace {
 
     /// Commits the source in place; the full hash.
     pub(crate) fn commit(&self, message: &str) -> Result<String> {
-        self.git(&["add", "--", EDITED])?;
+        self.git(&["add", "--force", "--", &self.edited])?;
         self.git(&["commit", "--quiet", "--allow-empty", "--no-verify", "-m", message])?;
+        // Whatever else a trial changed is no part of it.
+        self.reset()?;
         self.head()
     }
 

@@ -59,6 +59,16 @@ impl Log {
                 Some(format!("study   {} ({branch}){past}\ndata    {data}", dir.display()))
             }
             Event::Finished(trial) => Some(self.trial(trial)),
+            Event::ProposerFailed { proposer, reason, pause_seconds } => {
+                let pause = match *pause_seconds {
+                    0.0 => String::new(),
+                    seconds => format!("; asked again after {seconds:.0} s"),
+                };
+                Some(format!("        {proposer} failed: {reason}{pause}"))
+            }
+            Event::ProposerRetired { proposer, reason } => {
+                Some(format!("        {proposer} is asked no more: {reason}"))
+            }
             _ => None,
         }
     }
@@ -69,13 +79,13 @@ impl Log {
             Status::Discard => "discard",
             Status::Crash => "crash",
         };
-        let score = match (trial.measurement.val_bpb, self.best) {
-            (Some(bpb), Some(best)) => format!("{bpb:.6} ({:+.6})", bpb - best),
-            (Some(bpb), None) => format!("{bpb:.6}"),
+        let score = match (trial.score(), self.best) {
+            (Some(score), Some(best)) => format!("{score:.6} ({:+.6})", score - best),
+            (Some(score), None) => format!("{score:.6}"),
             (None, _) => String::new(),
         };
         if trial.status == Status::Keep {
-            self.best = trial.measurement.val_bpb;
+            self.best = trial.score();
         }
         let mut line =
             format!("trial {:<4} {status:<8} {score:<21} {}", trial.trial, trial.description);
@@ -110,9 +120,17 @@ impl Bars {
             Event::Compiling { done, total } => {
                 self.count("compiling the trainer's dependencies", *done, *total);
             }
-            Event::Proposing { trial } => {
+            Event::Proposing { trial, proposer } => {
                 let name = self.log.name(*trial);
-                self.spin(&format!("{name}  proposing"));
+                self.spin(&format!("{name}  {proposer} proposes"));
+            }
+            Event::Repairing { trial, proposer, reason } => {
+                let name = self.log.name(*trial);
+                self.spin(&format!("{name}  {proposer} mends: {reason}"));
+            }
+            Event::Running { trial } => {
+                let name = self.log.name(*trial);
+                self.spin(&format!("{name}  running"));
             }
             Event::Building { trial, description, .. } => {
                 let name = self.log.name(*trial);
@@ -210,6 +228,9 @@ impl Lines {
             Event::Building { trial, description, .. } => {
                 self.stage.clear();
                 Some(format!("{}: {description}", self.log.name(*trial)))
+            }
+            Event::Repairing { proposer, reason, .. } => {
+                Some(format!("  {proposer} mends: {reason}"))
             }
             Event::Training { trial, progress, elapsed_seconds, steps, tokens, loss } => {
                 self.due(&format!("{trial} training")).then(|| {

@@ -1,36 +1,61 @@
 //! Whoever writes the next source: the trait, and the proposers that we ship.
 
+mod agent;
+mod brief;
+mod chat;
+mod history;
 mod knobs;
+mod outline;
 mod replay;
+mod roster;
 mod spec;
+pub(crate) mod text;
 mod tuner;
 
+pub use agent::{Agent, AgentSpec};
+pub use brief::{Advice, Brief};
+pub use chat::{Chat, ChatOptions, Price, Protocol};
+pub(crate) use outline::outline;
 pub use replay::Replay;
-pub use spec::ProposerSpec;
+pub(crate) use roster::{Roster, Turn};
+pub use spec::{Allowance, ProposerSpec};
 pub use tuner::Tuner;
 
 use crate::Trial;
-use std::path::Path;
 
 /// Writes the source of the next trial.
 ///
-/// A study calls [`propose`](Self::propose) once a trial and [`observe`](Self::observe) once for
-/// every finished one, in order; on reopening it first replays `observe` from the ledger. So a
-/// proposer keeps no file of its own: what it knows follows from what it observed.
+/// A study calls [`propose`](Self::propose) for a trial, [`repair`](Self::repair) where that came to
+/// nothing, and [`observe`](Self::observe) once for every finished trial, in order; on reopening it
+/// first replays `observe` from the ledger. So a proposer keeps no file of its own: what it knows
+/// follows from what it observed.
 pub trait Proposer: Send {
     /// A short name for the ledger, such as `tuner`.
     fn name(&self) -> &str;
 
     /// The next source to try.
-    ///
-    /// # Errors
-    /// [`ProposeError::Exhausted`] ends the study well; [`ProposeError::Failed`] ends it with an
-    /// error.
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError>;
+
+    /// Another version of `proposal`, which came to nothing by `fault`: the same idea, mended.
+    /// `None` lets the trial stand as it is.
+    fn repair(
+        &mut self,
+        brief: &Brief<'_>,
+        proposal: &Proposal,
+        fault: &Fault,
+    ) -> Result<Option<Proposal>, ProposeError> {
+        let _ = (brief, proposal, fault);
+        Ok(None)
+    }
 
     /// Hears what became of a trial, whoever proposed it. `source` is what was tried.
     fn observe(&mut self, trial: &Trial, source: &str) {
         let _ = (trial, source);
+    }
+
+    /// What was used up since this was last asked, whether or not it led to a proposal.
+    fn take_usage(&mut self) -> Usage {
+        Usage::default()
     }
 }
 
@@ -57,50 +82,88 @@ impl Proposer for Box<dyn Proposer> {
         (**self).propose(brief)
     }
 
+    fn repair(
+        &mut self,
+        brief: &Brief<'_>,
+        proposal: &Proposal,
+        fault: &Fault,
+    ) -> Result<Option<Proposal>, ProposeError> {
+        (**self).repair(brief, proposal, fault)
+    }
+
     fn observe(&mut self, trial: &Trial, source: &str) {
         (**self).observe(trial, source);
     }
-}
 
-/// What a proposer is told.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub struct Brief<'a> {
-    /// The number of the trial to propose, from 1.
-    pub trial: usize,
-    /// Randomness for this proposal, derived from the study's seed and the trial's number.
-    pub seed: u64,
-    /// The best trial kept so far.
-    pub incumbent: &'a Trial,
-    /// The incumbent's source.
-    pub source: &'a str,
-    /// The human's instructions, the text of `program.md`.
-    pub program: &'a str,
-    /// Every finished trial, oldest first.
-    pub history: &'a [Trial],
-    /// A folder that holds the incumbent's source as `src/train.rs`, to be edited in place by
-    /// those who edit files; it is laid anew for every proposal. Only what
-    /// [`Proposal::source`] says counts.
-    pub folder: &'a Path,
+    fn take_usage(&mut self) -> Usage {
+        (**self).take_usage()
+    }
 }
 
 /// A source to try.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Proposal {
-    /// The whole text of `src/train.rs`.
+    /// The whole text of the edited file.
     pub source: String,
     /// One line: what is tried.
     pub description: String,
+    /// What the human should know of how it came about, a line each; they stand in the ledger.
+    pub remarks: Vec<String>,
+}
+
+impl Proposal {
+    /// A source and what it tries.
+    pub fn new(source: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { source: source.into(), description: description.into(), remarks: Vec::new() }
+    }
+}
+
+/// Why a proposal came to nothing, as its proposer hears of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// But for formatting and comments, it is what this trial tried.
+    Repeats { trial: usize },
+    /// The compiler refused it. `diagnostics` is what a terminal would have shown.
+    DoesNotCompile { diagnostics: String },
+    /// It failed while it ran: how, and the last lines of `run.log`.
+    Crashed { reason: String, log: String },
+}
+
+/// What proposing has cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// In US dollars; `None` where no price is known.
+    pub usd: Option<f64>,
+    /// Tokens read and written by a model, cached ones included; `None` where nobody counted.
+    pub tokens: Option<u64>,
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, more: Self) {
+        self.usd = self.usd.map_or(more.usd, |usd| Some(usd + more.usd.unwrap_or(0.0)));
+        self.tokens = match (self.tokens, more.tokens) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            (a, b) => a.or(b),
+        };
+    }
 }
 
 /// Why there is no proposal.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposeError {
-    /// There is nothing left to try.
+    /// There is nothing left to try. Where no other proposer is left, the study ends well.
     #[error("nothing is left to propose")]
     Exhausted,
-    /// The proposer could not do its work.
-    #[error("the proposer failed: {0}")]
+    /// Not this time: the proposer is asked again after a pause.
+    #[error("{0}")]
     Failed(String),
+    /// Never: where no other proposer is left, the study ends with this as its error.
+    #[error("{0}")]
+    Unable(String),
+    /// The study was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -69,7 +69,7 @@ impl Proposer for Replay {
             }
         }
         let file = self.files.get(next).ok_or(ProposeError::Exhausted)?;
-        Ok(Proposal { source: file.source.clone(), description: file.description.clone() })
+        Ok(Proposal::new(&file.source, &file.description))
     }
 }
 
@@ -103,7 +103,7 @@ fn description(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Measurement, Outcome, Status, Trial};
+    use crate::{Status, StopHandle, Trial, proposer::brief::tests::brief, report::made_up};
 
     fn folder(files: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -115,31 +115,14 @@ mod tests {
 
     fn trial(number: usize, proposer: &str, source: &str) -> Trial {
         Trial {
-            trial: number,
-            parent: None,
-            commit: None,
             proposer: proposer.to_owned(),
-            description: String::new(),
-            status: Status::Keep,
-            outcome: Outcome::Measured,
-            reason: None,
-            measurement: Measurement::default(),
-            seed: 0,
             source_sha256: sha256(source.as_bytes()),
-            started: jiff::Timestamp::UNIX_EPOCH,
+            ..made_up::trial(number, Status::Keep, Some(1.0), "")
         }
     }
 
     fn next(replay: &mut Replay, history: &[Trial]) -> Result<Proposal, ProposeError> {
-        replay.propose(&Brief {
-            trial: history.len(),
-            seed: 0,
-            incumbent: &history[0],
-            source: "",
-            program: "",
-            history,
-            folder: Path::new(""),
-        })
+        replay.propose(&brief(history, Path::new(""), &StopHandle::new()))
     }
 
     #[test]
@@ -165,7 +148,7 @@ mod tests {
             trial(3, "replay", "// 1-a.rs"),
         ];
         let proposal = next(&mut Replay::open(folder.path()).unwrap(), &history).unwrap();
-        assert_eq!(proposal, Proposal { source: "// 2-b.rs".into(), description: "b".into() });
+        assert_eq!(proposal, Proposal::new("// 2-b.rs", "b"));
     }
 
     #[test]

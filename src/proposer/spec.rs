@@ -1,6 +1,6 @@
-//! Who proposes, as it is written on a command line.
+//! Who proposes, and for how much, as it is written on a command line.
 
-use super::{Proposer, Replay, Tuner};
+use super::{Agent, AgentSpec, Chat, ChatOptions, Proposer, Replay, Tuner, Usage};
 use crate::{Error, Result};
 use std::{
     fmt,
@@ -8,25 +8,31 @@ use std::{
     str::FromStr,
 };
 
-/// A proposer that we ship, by name: `tuner` or `replay:DIR`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A proposer that we ship, by name.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ProposerSpec {
-    /// The built-in [`Tuner`].
+    /// `tuner`: the built-in [`Tuner`].
     Tuner,
-    /// [`Replay`] of the files of a directory.
+    /// `replay:DIR`: a [`Replay`] of the files of a directory.
     Replay(PathBuf),
+    /// `command:claude`, or any other command line: an [`Agent`].
+    Command(AgentSpec),
+    /// `chat:MODEL` or `chat:MODEL@URL`: a [`Chat`].
+    Chat(ChatOptions),
 }
 
 impl ProposerSpec {
     /// Makes the proposer, for a study with this seed.
     ///
     /// # Errors
-    /// There is nothing to replay.
+    /// There is nothing to replay, or no key for the model.
     pub fn build(&self, seed: u64) -> Result<Box<dyn Proposer>> {
         match self {
             Self::Tuner => Ok(Box::new(Tuner::new(seed))),
             Self::Replay(dir) => Ok(Box::new(Replay::open(dir)?)),
+            Self::Command(spec) => Ok(Box::new(Agent::new(spec.clone()))),
+            Self::Chat(options) => Ok(Box::new(Chat::new(options.clone())?)),
         }
     }
 }
@@ -42,8 +48,8 @@ impl FromStr for ProposerSpec {
             None if text == "tuner" => Ok(Self::Tuner),
             Some(("replay", dir)) if Path::new(dir).is_dir() => Ok(Self::Replay(dir.into())),
             Some(("replay", _)) => refuse("there is no such folder"),
-            Some(("command", _)) => refuse("coding agents are not supported yet"),
-            Some(("chat", _)) => refuse("language models are not supported yet"),
+            Some(("command", command)) => Ok(Self::Command(command.parse()?)),
+            Some(("chat", model)) => Ok(Self::Chat(model.parse()?)),
             _ => refuse("there is no such proposer"),
         }
     }
@@ -54,6 +60,46 @@ impl fmt::Display for ProposerSpec {
         match self {
             Self::Tuner => f.write_str("tuner"),
             Self::Replay(dir) => write!(f, "replay:{}", dir.display()),
+            Self::Command(spec) => write!(f, "command:{spec}"),
+            Self::Chat(options) => write!(f, "chat:{options}"),
+        }
+    }
+}
+
+/// What a study's proposers may use up in all: `5usd` or `2000000tokens`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Allowance {
+    Usd(f64),
+    Tokens(u64),
+}
+
+impl Allowance {
+    /// Whether nothing is left of it. What nobody has counted counts as nothing.
+    pub fn is_spent(self, used: Usage) -> bool {
+        match self {
+            Self::Usd(limit) => used.usd.unwrap_or_default() >= limit,
+            Self::Tokens(limit) => used.tokens.unwrap_or_default() >= limit,
+        }
+    }
+}
+
+impl FromStr for Allowance {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let usd = text.strip_suffix("usd").and_then(|number| number.trim().parse().ok());
+        let usd = usd.filter(|usd: &f64| usd.is_finite() && *usd > 0.0).map(Self::Usd);
+        let tokens = text.strip_suffix("tokens").and_then(|number| number.trim().parse().ok());
+        let tokens = tokens.filter(|&tokens| tokens > 0).map(Self::Tokens);
+        usd.or(tokens).ok_or_else(|| Error::Allowance { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for Allowance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usd(usd) => write!(f, "{usd}usd"),
+            Self::Tokens(tokens) => write!(f, "{tokens}tokens"),
         }
     }
 }
@@ -65,7 +111,8 @@ mod tests {
     #[test]
     fn proposers_are_read_and_written_alike() {
         let folder = tempfile::tempdir().unwrap();
-        for text in ["tuner".to_owned(), format!("replay:{}", folder.path().display())] {
+        let command = "command:mine --file {file}".to_owned();
+        for text in ["tuner".to_owned(), command, format!("replay:{}", folder.path().display())] {
             assert_eq!(text.parse::<ProposerSpec>().unwrap().to_string(), text);
         }
         assert_eq!(ProposerSpec::Tuner.build(0).unwrap().name(), "tuner");
@@ -76,8 +123,8 @@ mod tests {
     #[test]
     fn what_is_not_supported_says_so_and_what_is() {
         for (text, complaint) in [
-            ("command:claude -p", "not supported yet"),
-            ("chat:a-model", "not supported yet"),
+            ("command:", "there is no command"),
+            ("chat:", ""),
             ("replay:/nowhere/at/all", "no such folder"),
             ("replay", "no such proposer"),
             ("Tuner", "no such proposer"),
@@ -86,5 +133,18 @@ mod tests {
             let error = text.parse::<ProposerSpec>().unwrap_err().to_string();
             assert!(error.contains(complaint) && error.contains("tuner, replay:DIR"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_allowance_is_money_or_tokens() {
+        for text in ["5usd", "0.25usd", "2000000tokens"] {
+            assert_eq!(text.parse::<Allowance>().unwrap().to_string(), text);
+        }
+        for text in ["5", "usd", "-1usd", "0tokens", "NaNusd", "infusd", "1.5tokens"] {
+            assert!(text.parse::<Allowance>().is_err(), "{text:?} was taken");
+        }
+        let used = Usage { usd: Some(1.0), tokens: None };
+        assert!(Allowance::Usd(1.0).is_spent(used) && !Allowance::Usd(1.1).is_spent(used));
+        assert!(!Allowance::Tokens(1).is_spent(used));
     }
 }

@@ -38,7 +38,7 @@ pub struct Tuner {
 struct Observation {
     constants: BTreeMap<String, Value>,
     /// Infinite for a crash.
-    val_bpb: f64,
+    cost: f64,
 }
 
 /// How many knobs a proposal changes: one of these. A single knob cannot spoil much, several get
@@ -65,13 +65,19 @@ impl Proposer for Tuner {
     }
 
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
-        let knobs = knobs::find(brief.source).map_err(ProposeError::Failed)?;
-        if knobs.is_empty() {
-            return Err(ProposeError::Failed(format!(
+        let mut knobs = knobs::find(brief.source);
+        if knobs.as_ref().is_ok_and(Vec::is_empty) {
+            knobs = Err(format!(
                 "no constant of the source says how it may be changed; add a comment, as in {}",
                 knobs::EXAMPLES
-            )));
+            ));
         }
+        // Where somebody else writes sources too, the next one may be better to turn.
+        let is_alone = brief.history.iter().all(|trial| {
+            trial.trial == 0 || trial.repeats.is_some() || trial.proposer == self.name()
+        });
+        let hopeless = if is_alone { ProposeError::Unable } else { ProposeError::Failed };
+        let knobs = knobs.map_err(hopeless)?;
         let tried = brief.history.iter().map(|trial| trial.source_sha256.as_str()).collect();
         let draft = Draft { source: brief.source, knobs: &knobs, tried };
 
@@ -99,10 +105,10 @@ impl Proposer for Tuner {
     fn observe(&mut self, trial: &Trial, source: &str) {
         // A refused source was never run.
         if trial.outcome != Outcome::Refused {
-            let val_bpb = trial.measurement.val_bpb.filter(|bpb| !bpb.is_nan());
+            let cost = trial.cost().filter(|cost| !cost.is_nan());
             self.observations.push(Observation {
                 constants: knobs::values(source),
-                val_bpb: val_bpb.unwrap_or(f64::INFINITY),
+                cost: cost.unwrap_or(f64::INFINITY),
             });
         }
     }
@@ -121,7 +127,7 @@ impl Tuner {
             let value = observation.constants.get(&knob.name);
             if let Some(position) = value.and_then(|value| knob.position(value)) {
                 // Refuses what lies outside of the range, which is what it should not see.
-                let _ = estimator.tell(position, observation.val_bpb);
+                let _ = estimator.tell(position, observation.cost);
             }
         }
         Ok(estimator)
@@ -160,7 +166,7 @@ impl Draft<'_> {
         let changes: Vec<_> = changes
             .map(|(knob, text)| format!("{} {} -> {text}", knob.name, knob.value.text))
             .collect();
-        (!changes.is_empty()).then(|| Proposal { source, description: changes.join(", ") })
+        (!changes.is_empty()).then(|| Proposal::new(source, changes.join(", ")))
     }
 
     /// Goes through all values of all knobs. Ends soon: what was tried is a few hundred sources,
@@ -189,7 +195,10 @@ impl Draft<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Measurement, Status};
+    use crate::{
+        Outcome, Status, StopHandle, Trial, hash::sha256, proposer::brief::tests::brief,
+        report::made_up::trial,
+    };
     use rand::RngExt;
     use std::path::Path;
 
@@ -215,14 +224,11 @@ mod tests {
         }
 
         fn propose(&mut self) -> Result<Proposal, ProposeError> {
+            let stop = StopHandle::new();
             let brief = Brief {
-                trial: self.trials.len(),
                 seed: self.trials.len() as u64,
-                incumbent: self.trials.iter().rfind(|trial| trial.is_kept()).unwrap(),
                 source: &self.source,
-                program: "",
-                history: &self.trials,
-                folder: Path::new(""),
+                ..brief(&self.trials, Path::new(""), &stop)
             };
             self.tuner.propose(&brief)
         }
@@ -237,18 +243,9 @@ mod tests {
                 None => (Outcome::Panicked, Status::Crash),
             };
             let trial = Trial {
-                trial: self.trials.len(),
-                parent: None,
-                commit: None,
-                proposer: "tuner".to_owned(),
-                description,
-                status,
                 outcome,
-                reason: None,
-                measurement: Measurement { val_bpb, ..Measurement::default() },
-                seed: 0,
                 source_sha256: sha256(source.as_bytes()),
-                started: jiff::Timestamp::UNIX_EPOCH,
+                ..trial(self.trials.len(), status, val_bpb, &description)
             };
             self.tuner.observe(&trial, &source);
             self.trials.push(trial);
@@ -436,7 +433,7 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
                     let proposal = if is_tuned {
                         night.propose().unwrap()
                     } else {
-                        Proposal { source: random_source(&mut rng), description: String::new() }
+                        Proposal::new(random_source(&mut rng), "")
                     };
                     let val_bpb = world.measure(&proposal.source, &mut rng);
                     night.record(proposal.source, proposal.description, Some(val_bpb));

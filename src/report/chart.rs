@@ -39,7 +39,10 @@ pub fn write_chart(dir: &Path, trials: &[Trial]) -> Result<()> {
 #[derive(Debug, Clone, Copy)]
 struct Scored<'a> {
     trial: &'a Trial,
-    val_bpb: f64,
+    /// As it was measured, and as it is drawn.
+    score: f64,
+    /// Lower is better, whatever the objective.
+    cost: f64,
 }
 
 impl Scored<'_> {
@@ -52,11 +55,14 @@ fn draw(trials: &[Trial]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
     let scored: Vec<_> = trials
         .iter()
         .filter(|trial| trial.status != Status::Crash)
-        .filter_map(|trial| Some(Scored { trial, val_bpb: trial.measurement.val_bpb? }))
-        .filter(|scored| scored.val_bpb.is_finite())
+        .filter_map(|trial| Some(Scored { trial, score: trial.score()?, cost: trial.cost()? }))
+        .filter(|scored| scored.score.is_finite())
         .collect();
     let kept: Vec<_> = scored.iter().copied().filter(|scored| scored.trial.is_kept()).collect();
+    let objective = trials.first().map(|baseline| &baseline.measurement);
+    let rises = objective.is_some_and(|measured| measured.higher_is_better());
     let heights = heights(&scored);
+    let heights = if rises { -heights.end..-heights.start } else { heights };
     let last = trials.len().saturating_sub(1) as f64;
     let beside = (last / 50.0).max(0.5);
 
@@ -88,26 +94,30 @@ fn draw(trials: &[Trial]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
             .label_style(("sans-serif", 15))
             .axis_desc_style(("sans-serif", 18))
             .x_desc("Experiment #")
-            .y_desc("Validation BPB (lower is better)")
+            .y_desc(match objective.and_then(|measured| measured.metric.as_ref()) {
+                Some(metric) if rises => format!("{} (higher is better)", metric.name),
+                Some(metric) => format!("{} (lower is better)", metric.name),
+                None => "Validation BPB (lower is better)".to_owned(),
+            })
             .x_labels(trials.len().clamp(1, 15))
             .y_labels(10)
             .x_label_formatter(&|number| format!("{number:.0}"))
-            .y_label_formatter(&|val_bpb| format!("{val_bpb:.decimals$}"))
+            .y_label_formatter(&|score| format!("{score:.decimals$}"))
             .draw()?;
 
         let discarded = scored.iter().filter(|scored| !scored.trial.is_kept());
-        let seen = discarded.filter(|scored| heights.contains(&scored.val_bpb));
+        let seen = discarded.filter(|scored| heights.contains(&scored.score));
         chart.draw_series(seen.map(|scored| {
-            Circle::new((scored.number(), scored.val_bpb), 3, DISCARDED.mix(0.7).filled())
+            Circle::new((scored.number(), scored.score), 3, DISCARDED.mix(0.7).filled())
         }))?;
         let line = LINE.mix(0.7).stroke_width(2);
         chart.draw_series(LineSeries::new(steps(&kept, last), line))?;
 
-        let at = |scored: &Scored<'_>| chart.backend_coord(&(scored.number(), scored.val_bpb));
+        let at = |scored: &Scored<'_>| chart.backend_coord(&(scored.number(), scored.score));
         for kept in &kept {
             overlay += &dot(at(kept), kept);
         }
-        let legend = legend_area();
+        let legend = legend_area(rises);
         overlay += &legend_svg(legend);
         let wanted = by_importance(&kept).into_iter().map(|kept| {
             let (x, y) = at(kept);
@@ -137,18 +147,18 @@ fn heading(trials: &[Trial]) -> String {
     )
 }
 
-/// The scores that the chart shows: from a little below the best to a little above the baseline, or
+/// The costs that the chart shows: from a little below the best to a little above the baseline, or
 /// as far above it as half of the discarded trials lie, while what was gained still takes a quarter
 /// of the height.
 fn heights(scored: &[Scored<'_>]) -> Range<f64> {
     let Some(baseline) = scored.iter().find(|scored| scored.trial.is_kept()) else {
         return 0.0..1.0;
     };
-    let baseline = baseline.val_bpb;
-    let best = scored.iter().fold(baseline, |best, scored| best.min(scored.val_bpb));
+    let baseline = baseline.cost;
+    let best = scored.iter().fold(baseline, |best, scored| best.min(scored.cost));
     let gain = baseline - best;
     let discarded = scored.iter().filter(|scored| !scored.trial.is_kept());
-    let mut excess: Vec<_> = discarded.map(|scored| scored.val_bpb - baseline).collect();
+    let mut excess: Vec<_> = discarded.map(|scored| scored.cost - baseline).collect();
     excess.sort_by(f64::total_cmp);
     let median = excess.get(excess.len().saturating_sub(1) / 2).copied().unwrap_or_default();
     let above = if gain > 0.0 { median.clamp(0.0, 3.0 * gain) } else { median };
@@ -168,7 +178,7 @@ fn decimals(heights: &Range<f64>) -> usize {
 fn steps(kept: &[Scored<'_>], last: f64) -> Vec<(f64, f64)> {
     let until = kept.iter().skip(1).map(Scored::number).chain([last]);
     let steps = kept.iter().zip(until);
-    steps.flat_map(|(kept, until)| [kept.number(), until].map(|x| (x, kept.val_bpb))).collect()
+    steps.flat_map(|(kept, until)| [kept.number(), until].map(|x| (x, kept.score))).collect()
 }
 
 /// The last improvement first, then the baseline, then the others by what they gained.
@@ -176,7 +186,7 @@ fn by_importance<'a, 'b>(kept: &'b [Scored<'a>]) -> Vec<&'b Scored<'a>> {
     let gain = |at: usize| match at {
         _ if at + 1 == kept.len() => f64::INFINITY,
         0 => f64::MAX,
-        _ => kept[at - 1].val_bpb - kept[at].val_bpb,
+        _ => kept[at - 1].cost - kept[at].cost,
     };
     let mut order: Vec<_> = (0..kept.len()).collect();
     order.sort_by(|&a, &b| gain(b).total_cmp(&gain(a)));
@@ -185,18 +195,19 @@ fn by_importance<'a, 'b>(kept: &'b [Scored<'a>]) -> Vec<&'b Scored<'a>> {
 
 /// A kept trial's point; browsers show what it stands for when it is pointed at.
 fn dot((x, y): (i32, i32), kept: &Scored<'_>) -> String {
-    let (number, val_bpb) = (kept.trial.trial, kept.val_bpb);
+    let (number, score) = (kept.trial.trial, kept.score);
     let description = labels::escape(&kept.trial.description);
     format!(
         "<circle cx=\"{x}\" cy=\"{y}\" r=\"5\" fill=\"{KEPT}\" stroke=\"#000000\" \
-         stroke-width=\"0.5\"><title>{number}: {val_bpb:.6} {description}</title></circle>\n"
+         stroke-width=\"0.5\"><title>{number}: {score:.6} {description}</title></circle>\n"
     )
 }
 
-/// In the upper right corner of the plot, where the line has long gone down.
-fn legend_area() -> Area {
+/// In the right corner of the plot that the line has left: the upper one, where it goes down.
+fn legend_area(rises: bool) -> Area {
     let right = f64::from(SIZE.0 - RIGHT_MARGIN) - 10.0;
-    Area { left: right - 125.0, top: 70.0, right, bottom: 148.0 }
+    let top = if rises { f64::from(SIZE.1) - 160.0 } else { 70.0 };
+    Area { left: right - 125.0, top, right, bottom: top + 78.0 }
 }
 
 fn legend_svg(area: Area) -> String {
@@ -259,6 +270,10 @@ fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::report::made_up::trial;
+
+    fn scored(trial: &Trial) -> Scored<'_> {
+        Scored { trial, score: trial.score().unwrap(), cost: trial.cost().unwrap() }
+    }
 
     /// A night of `trials`, in which every so often, and more often early, one improves.
     fn night(trials: usize) -> Vec<Trial> {
@@ -325,7 +340,6 @@ mod tests {
             .enumerate()
             .map(|(number, &(status, val_bpb))| trial(number, status, Some(val_bpb), ""))
             .collect();
-        let scored = |trial| Scored { trial, val_bpb: trial.measurement.val_bpb.unwrap() };
         heights(&trials.iter().map(scored).collect::<Vec<_>>())
     }
 
@@ -349,9 +363,7 @@ mod tests {
             trial(0, Status::Keep, Some(3.0), "baseline"),
             trial(4, Status::Keep, Some(2.0), "better"),
         ];
-        let kept = trials
-            .each_ref()
-            .map(|trial| Scored { trial, val_bpb: trial.measurement.val_bpb.unwrap() });
+        let kept = trials.each_ref().map(scored);
         assert_eq!(steps(&kept, 9.0), [(0.0, 3.0), (4.0, 3.0), (4.0, 2.0), (9.0, 2.0)]);
     }
 }

@@ -37,6 +37,9 @@ pub(crate) mod made_up {
             seed: 0,
             source_sha256: String::new(),
             started: jiff::Timestamp::UNIX_EPOCH,
+            repeats: None,
+            repairs: 0,
+            remarks: Vec::new(),
         }
     }
 }

@@ -11,7 +11,7 @@ const NO_COMMIT: &str = "-------";
 /// A trial's line of `results.tsv`.
 ///
 /// - `commit`: the first seven digits of the hash; `-------` for a trial that was not kept.
-/// - `val_bpb`: bits per byte with six decimals.
+/// - `val_bpb`: bits per byte with six decimals, or the objective's own metric.
 /// - `memory_gb`: peak memory in GiB with one decimal, of the accelerator if it is known and of the
 ///   training process otherwise.
 /// - `status`: `keep`, `discard` or `crash`.
@@ -24,10 +24,10 @@ pub fn results_row(trial: &Trial) -> String {
     let commit = trial.commit.as_deref().map_or(NO_COMMIT, short);
     let measured = &trial.measurement;
     let memory_mb = measured.peak_vram_mb.or(measured.peak_memory_mb);
-    let (val_bpb, memory_mb) = match trial.status {
+    let (score, memory_mb) = match trial.status {
         Status::Crash => (0.0, 0.0),
         Status::Keep | Status::Discard => {
-            (measured.val_bpb.unwrap_or_default(), memory_mb.unwrap_or_default())
+            (measured.score().unwrap_or_default(), memory_mb.unwrap_or_default())
         }
     };
     let memory_gb = memory_mb / 1024.0;
@@ -38,7 +38,7 @@ pub fn results_row(trial: &Trial) -> String {
     };
     let words: Vec<_> = trial.description.split_whitespace().collect();
     let description = words.join(" ").replace('"', "'");
-    format!("{commit}\t{val_bpb:.6}\t{memory_gb:.1}\t{status}\t{description}\n")
+    format!("{commit}\t{score:.6}\t{memory_gb:.1}\t{status}\t{description}\n")
 }
 
 /// As git abbreviates a hash.

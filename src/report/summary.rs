@@ -7,14 +7,15 @@ use std::fmt::Display;
 /// autoresearch's `key: value` block: the best trial's figures, then the night's.
 ///
 /// The baseline counts as a trial, and as kept. `val_bpb`, `baseline_bpb`, `best_bpb` and `gain`
-/// are bits per byte, memory is in MiB, and what is not known has no line.
+/// are bits per byte, memory is in MiB, and what is not known has no line. Another objective's
+/// figures bear the name of its metric.
 pub fn summary(trials: &[Trial]) -> String {
     let mut block = Block("---\n".to_owned());
     let best = trials.iter().rev().find(|trial| trial.is_kept());
-    let best_bpb = best.and_then(|trial| trial.measurement.val_bpb);
+    let best_score = best.and_then(Trial::score);
     if let Some(best) = best {
         let measured = &best.measurement;
-        block.line("val_bpb", best_bpb.map(bpb));
+        block.line(measured.name_of_score(), best_score.map(score));
         block.line("training_seconds", measured.training_seconds.map(tenths));
         block.line("total_seconds", measured.total_seconds.map(tenths));
         block.line("peak_vram_mb", measured.peak_vram_mb.map(tenths));
@@ -28,11 +29,19 @@ pub fn summary(trials: &[Trial]) -> String {
     block.line("kept", count(Status::Keep));
     block.line("discarded", count(Status::Discard));
     block.line("crashed", count(Status::Crash));
-    let baseline_bpb = trials.first().and_then(|trial| trial.measurement.val_bpb);
-    block.line("baseline_bpb", baseline_bpb.map(bpb));
-    block.line("best_bpb", best_bpb.map(bpb));
-    let gain = baseline_bpb.zip(best_bpb).map(|(baseline, best)| bpb(baseline - best));
+    let baseline = trials.first();
+    let is_bpb = baseline.is_some_and(|trial| trial.measurement.metric.is_none());
+    let unit = if is_bpb { "bpb" } else { "score" };
+    block.line(&format!("baseline_{unit}"), baseline.and_then(Trial::score).map(score));
+    block.line(&format!("best_{unit}"), best_score.map(score));
+    let cost = |trial: Option<&Trial>| trial.and_then(Trial::cost);
+    let gain = cost(baseline).zip(cost(best)).map(|(baseline, best)| score(baseline - best));
     block.line("gain", gain);
+    let spent: Vec<_> = trials.iter().filter_map(|trial| trial.measurement.propose_usd).collect();
+    let usd = (!spent.is_empty()).then(|| format!("{:.2}", spent.iter().sum::<f64>()));
+    block.line("propose_usd", usd);
+    let tokens = trials.iter().filter_map(|trial| trial.measurement.propose_tokens);
+    block.line("propose_tokens_M", tokens.reduce(u64::saturating_add).map(millions));
     block.line("best_trial", best.map(|trial| trial.trial));
     block.line("best_commit", best.and_then(|trial| trial.commit.as_deref()).map(short));
     block.0
@@ -49,8 +58,8 @@ impl Block {
     }
 }
 
-fn bpb(bits: f64) -> String {
-    format!("{bits:.6}")
+fn score(score: f64) -> String {
+    format!("{score:.6}")
 }
 
 fn tenths(number: f64) -> String {

@@ -9,7 +9,7 @@ pub fn a_folder_without_the_edited_file_is_no_trainer() {
     let empty = tempfile::tempdir().unwrap();
     let open = || tiny::study(dir.path(), corpus.path()).trainer(empty.path()).open();
     let error = open().map(drop).unwrap_err();
-    assert!(matches!(error, Error::TrainerCrate { .. }), "{error}");
+    assert!(matches!(error, Error::Project { .. }), "{error}");
     assert!(error.to_string().contains("src/train.rs"), "{error}");
 
     let nowhere = empty.path().join("nowhere");

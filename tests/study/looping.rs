@@ -114,7 +114,7 @@ pub fn a_closure_proposes_and_an_observer_hears_everything() {
     let propose = |brief: &Brief<'_>| {
         assert_eq!(fs::read_to_string(brief.folder.join("src/train.rs")).unwrap(), brief.source);
         let source = brief.source.replace("= 30.0;", "= 3.0;");
-        Ok(Proposal { source, description: "less\nsmoothing".to_owned() })
+        Ok(Proposal::new(source, "less\nsmoothing"))
     };
     let mut study =
         tiny::study(dir.path(), corpus.path()).proposer(propose).observer(sender).open().unwrap();

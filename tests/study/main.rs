@@ -8,7 +8,9 @@ mod inputs;
 mod language;
 mod loading;
 mod looping;
+mod objective;
 mod outcomes;
+mod proposing;
 mod surviving;
 mod template;
 mod tiny;
@@ -49,6 +51,12 @@ fn main() {
             the_same_source_is_not_tried_twice,
             a_wall_clock_budget_is_spent_to_its_end,
             a_stopped_study_forgets_the_trial_in_flight;
+        objective:
+            a_command_is_minimized_or_maximized,
+            a_command_fails_in_its_own_ways,
+            what_a_command_changes_beside_the_edited_file_is_put_back,
+            the_tuner_turns_the_constants_of_any_rust_file,
+            a_python_trainer_runs_as_it_is;
         outcomes:
             every_misdeed_has_its_outcome,
             a_trainer_that_hangs_is_killed_with_its_children,
@@ -56,6 +64,14 @@ fn main() {
             code_that_does_not_compile_comes_back_with_the_compilers_words,
             unsafe_code_does_not_compile,
             a_baseline_that_fails_ends_the_study;
+        proposing:
+            what_does_not_compile_crashes_or_repeats_goes_back_to_its_author,
+            repairs_end_and_then_the_trial_counts,
+            an_agent_edits_the_trainer,
+            a_night_goes_on_when_an_agent_stops,
+            a_failing_proposer_is_asked_again,
+            a_spent_allowance_ends_the_study_well,
+            control_runs_tell_the_noise;
         surviving:
             a_study_killed_at_any_moment_resumes,
             a_torn_last_line_is_repaired,

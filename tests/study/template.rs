@@ -1,6 +1,8 @@
 //! The trainer that comes with the library.
 
-use overnight::{Budget, Cargo, Outcome, StopHandle, Study, TrainerCrate, proposer::Tuner};
+use overnight::{
+    Budget, Cargo, Objective, Outcome, StopHandle, Study, TrainerCrate, proposer::Tuner,
+};
 use std::{path::Path, process::Command};
 
 /// They live in a workspace of their own, whose dependencies are compiled where a study's are.
@@ -24,7 +26,10 @@ pub fn the_shipped_trainer_learns_from_the_built_in_corpus() {
     let study = Study::builder(dir.path()).exam_windows(32).exam_comparisons(32);
     let mut study = study.budget(Budget::Steps(12)).proposer(Tuner::new(0)).open().unwrap();
     study.optimize(Some(1)).unwrap();
-    let uniform = (study.config().vocab_size as f64).ln();
+    let Objective::Trainer(config) = &study.config().objective else {
+        panic!("the template is a trainer");
+    };
+    let uniform = (config.vocab_size as f64).ln();
     for trial in study.trials() {
         assert_eq!(trial.outcome, Outcome::Measured, "{trial:?}");
         assert!(trial.measurement.train_loss.unwrap() < 0.9 * uniform, "{trial:?}");

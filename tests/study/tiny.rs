@@ -67,6 +67,6 @@ impl Proposer for Sources {
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
         let (description, source) =
             self.0.get(brief.trial - 1).cloned().ok_or(ProposeError::Exhausted)?;
-        Ok(Proposal { source, description: description.to_owned() })
+        Ok(Proposal::new(source, description))
     }
 }

@@ -1,0 +1,36 @@
+//! The same loop on something that is no trainer: a command that compiles a file, runs it, and
+//! prints how fast it was. More is better.
+//!
+//! ```text
+//! cargo run --release --example matmul
+//! ```
+
+use overnight::{CommandObjective, Error, Event, Study, report};
+use std::{path::Path, time::Duration};
+
+fn main() -> Result<(), Error> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/matmul");
+    let command = ["sh", "-c", "rustc -O -o matmul kernel.rs && ./matmul"];
+    let objective = CommandObjective::new(project, "kernel.rs", command)
+        .maximize("gflops")
+        .limit(Duration::from_secs(60));
+
+    let (observer, events) = crossbeam_channel::unbounded();
+    let listener = std::thread::spawn(move || {
+        for event in events {
+            if let Event::Finished(trial) = event {
+                let score = trial.score().map_or("-".to_owned(), |score| format!("{score:.2}"));
+                println!("{score:>8} GFLOP/s  {:?}  {}", trial.status, trial.description);
+            }
+        }
+    });
+    // The built-in tuner turns the constants of any Rust file that says what may be tried.
+    let mut study = Study::builder("runs/matmul").objective(objective).observer(observer).open()?;
+    study.optimize(Some(20))?;
+    let trials = study.trials().to_vec();
+    report::write_chart(study.dir(), &trials)?;
+    drop(study); // and with it the sender that the listener waits for
+    listener.join().expect("the listener only prints");
+    print!("{}", report::summary(&trials));
+    Ok(())
+}

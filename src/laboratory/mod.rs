@@ -1,0 +1,57 @@
+//! Where a source becomes a measurement.
+
+mod command;
+mod trainer;
+
+pub(crate) use command::CommandLaboratory;
+pub use command::CommandObjective;
+pub(crate) use trainer::{CHECKPOINT, TrainerLaboratory, library_name};
+
+use crate::{Error, Event, Measurement, Outcome};
+use std::path::{Path, PathBuf};
+
+/// Measures sources, one after the other. What is learned on the way, even of one that comes to
+/// nothing, goes into the attempt.
+pub(crate) trait Laboratory: Send {
+    fn measure(
+        &mut self,
+        attempt: &mut Attempt,
+        source: &Source<'_>,
+        tell: &dyn Fn(Event),
+    ) -> Result<(), Halt>;
+}
+
+/// A source in its work tree.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub text: &'a str,
+    /// The whole project, with the text in place.
+    pub folder: &'a Path,
+}
+
+/// A trial that is under way.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub number: usize,
+    pub seed: u64,
+    /// The trial's own.
+    pub folder: PathBuf,
+    pub measurement: Measurement,
+}
+
+/// Why a trial went no further.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// It has come to its end: a fact for the ledger.
+    Ended { outcome: Outcome, reason: String },
+    /// The study was asked to stop; the trial never happened.
+    Interrupted,
+    /// The study cannot go on.
+    Broken(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Broken(error)
+    }
+}

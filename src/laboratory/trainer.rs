@@ -1,0 +1,162 @@
+//! A trainer's trial: build, train, examine.
+
+use super::{Attempt, Halt, Laboratory, Source};
+use crate::{
+    Budget, Error, Event, Outcome,
+    cargo::{Build, Cargo},
+    exam::{Candidate, Exam},
+    runner::{Runner, TrainJob},
+};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// All that the trials of one trainer crate have in common.
+pub(crate) struct TrainerLaboratory {
+    /// The training split's token file.
+    pub tokens: PathBuf,
+    pub bos: u32,
+    pub budget: Budget,
+    pub exam: Exam,
+    pub cargo: Cargo,
+    pub runner: Runner,
+}
+
+impl Laboratory for TrainerLaboratory {
+    fn measure(
+        &mut self,
+        attempt: &mut Attempt,
+        source: &Source<'_>,
+        tell: &dyn Fn(Event),
+    ) -> Result<(), Halt> {
+        self.runner.setup.seed = attempt.seed;
+        let library = attempt.folder.join(library_name());
+        self.build(attempt, source.text, &library, tell)?;
+        let checkpoint = attempt.folder.join(CHECKPOINT);
+        let saving = self.train(attempt, &library, &checkpoint, tell)?;
+        attempt.measurement.num_params = count_parameters(&checkpoint);
+
+        let begun = Instant::now();
+        let candidate =
+            Candidate { library: &library, checkpoint: &checkpoint, folder: &attempt.folder };
+        let number = attempt.number;
+        let grade = self.exam.sit(&self.runner, &candidate, |done, total| {
+            tell(Event::Exam { trial: number, done: done as u64, total: total as u64 });
+        });
+        attempt.measurement.eval_seconds = Some((saving + begun.elapsed()).as_secs_f64());
+        attempt.measurement.val_bpb = Some(grade?.val_bpb);
+        Ok(())
+    }
+}
+
+/// A trained model's weights, in a trial's folder.
+pub(crate) const CHECKPOINT: &str = "model.safetensors";
+
+/// A trial's library, in its folder.
+pub(crate) fn library_name() -> String {
+    format!("trainer{}", std::env::consts::DLL_SUFFIX)
+}
+
+impl TrainerLaboratory {
+    fn build(
+        &self,
+        attempt: &mut Attempt,
+        source: &str,
+        library: &Path,
+        tell: &dyn Fn(Event),
+    ) -> Result<(), Halt> {
+        let begun = Instant::now();
+        let build = self.cargo.build(source, library, |done, total| {
+            if attempt.number == 0 {
+                tell(Event::Compiling { done, total });
+            }
+        })?;
+        attempt.measurement.build_seconds = Some(begun.elapsed().as_secs_f64());
+        match build {
+            Build::Built => Ok(()),
+            Build::Interrupted => Err(Halt::Interrupted),
+            Build::Refused { reason, rendered } => {
+                let path = attempt.folder.join("build.log");
+                fs::write(&path, rendered).map_err(Error::io("write", path))?;
+                Err(Halt::Ended { outcome: Outcome::BuildFailed, reason })
+            }
+        }
+    }
+
+    /// Trains the library; how long saving took.
+    fn train(
+        &self,
+        attempt: &mut Attempt,
+        library: &Path,
+        checkpoint: &Path,
+        tell: &dyn Fn(Event),
+    ) -> Result<Duration, Halt> {
+        let path = attempt.folder.join("loss.jsonl");
+        let mut losses = BufWriter::new(File::create(&path).map_err(Error::io("create", &path))?);
+        let job = TrainJob {
+            library,
+            tokens: &self.tokens,
+            bos: self.bos,
+            budget: self.budget,
+            folder: &attempt.folder,
+            checkpoint,
+        };
+        let number = attempt.number;
+        let measurement = &mut attempt.measurement;
+        let mut last_loss = None;
+        let trained = self.runner.train(&job, &mut measurement.peak_memory_mb, |now| {
+            last_loss = now.loss;
+            // The curve is for reading later; a disk that is full is noticed by the ledger.
+            let _ = writeln!(losses, "{}", serde_json::to_string(&now).unwrap_or_default());
+            tell(Event::Training {
+                trial: number,
+                progress: now.progress,
+                elapsed_seconds: now.seconds,
+                steps: now.steps,
+                tokens: now.tokens,
+                loss: now.loss,
+            });
+        });
+        let _ = losses.flush();
+        measurement.train_loss = last_loss;
+        let trained = trained?;
+        measurement.startup_seconds = Some(trained.startup.as_secs_f64());
+        measurement.training_seconds = Some(trained.training.as_secs_f64());
+        measurement.num_steps = Some(trained.progress.steps);
+        measurement.total_tokens = Some(trained.progress.tokens);
+        measurement.train_loss = trained.progress.loss;
+        Ok(trained.saving)
+    }
+}
+
+/// Elements of all tensors that a safetensors file's header lists: 8 bytes of length, then JSON
+/// (the format's specification, "Format"). `None` for any other file.
+fn count_parameters(checkpoint: &Path) -> Option<u64> {
+    use std::io::Read;
+    #[derive(serde::Deserialize)]
+    struct Tensor {
+        shape: Vec<u64>,
+    }
+    let mut file = File::open(checkpoint).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    // The format's own limit.
+    if length > 100_000_000 {
+        return None;
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).ok()?;
+    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(&header).ok()?;
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    tensors
+        .map(|(_, tensor)| {
+            let tensor: Tensor = serde_json::from_value(tensor).ok()?;
+            tensor.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n))
+        })
+        .try_fold(0u64, |sum, elements| sum.checked_add(elements?))
+}

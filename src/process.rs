@@ -1,0 +1,240 @@
+//! A program that is run to its end or to its time limit, with all that it has started.
+
+use crate::{Result, StopHandle, error::Error, log::Log};
+use crossbeam_channel::bounded;
+use std::{
+    io::Write,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A program to run.
+pub(crate) struct Process<'a> {
+    pub command: Command,
+    /// What it may read from its standard input.
+    pub input: &'a str,
+    /// Where its standard output goes, of bounded size.
+    pub stdout: &'a Path,
+    /// Where its standard error goes; may be the same file.
+    pub stderr: &'a Path,
+    pub limit: Duration,
+    pub stop: &'a StopHandle,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Success,
+    Status(i32),
+    Signal(i32),
+    /// It was killed at its limit.
+    TimedOut,
+    /// It was killed because the study is to stop.
+    Interrupted,
+}
+
+/// How often a running program is looked after.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What a program has to put its things in order between SIGTERM and SIGKILL.
+const NOTICE: Duration = Duration::from_secs(3);
+
+impl Process<'_> {
+    /// Runs it as a process group of its own; whatever is left of the group is killed in the end.
+    ///
+    /// # Errors
+    /// It cannot be started, or its output cannot be written.
+    pub(crate) fn run(mut self) -> Result<Exit> {
+        let program = self.command.get_program().to_owned();
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut self.command, 0);
+        let (out, err) = (Log::append(self.stdout)?, Log::append(self.stderr)?);
+        let begun = Instant::now();
+        let child = self.command.spawn().map_err(Error::io("run", program))?;
+        let mut group = Group { child, reaped: false };
+
+        let input = self.input.to_owned();
+        if let Some(mut stdin) = group.child.stdin.take() {
+            // On a thread: a program that never reads would hold us up for ever.
+            std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+        }
+        let (sender, copied) = bounded(2);
+        if let Some(stdout) = group.child.stdout.take() {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                out.copy(stdout);
+                let _ = sender.send(());
+            });
+        }
+        if let Some(stderr) = group.child.stderr.take() {
+            std::thread::spawn(move || {
+                err.copy(stderr);
+                let _ = sender.send(());
+            });
+        }
+
+        let exit = loop {
+            if group.has_ended() {
+                break None;
+            }
+            if self.stop.is_stopped() {
+                break Some(Exit::Interrupted);
+            }
+            if begun.elapsed() >= self.limit {
+                break Some(Exit::TimedOut);
+            }
+            std::thread::sleep(TICK);
+        };
+        if exit.is_some() {
+            group.give_notice();
+        }
+        let status = group.kill();
+        // Something that escaped the group may hold a pipe open for ever.
+        for _ in 0..2 {
+            let _ = copied.recv_timeout(Duration::from_secs(1));
+        }
+        let status =
+            status.map_err(|error| Error::io("wait for", self.command.get_program())(error))?;
+        Ok(exit.unwrap_or_else(|| Exit::of(status)))
+    }
+}
+
+impl Exit {
+    fn of(status: ExitStatus) -> Self {
+        #[cfg(unix)]
+        if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+            return Self::Signal(signal);
+        }
+        match status.code() {
+            Some(0) => Self::Success,
+            code => Self::Status(code.unwrap_or(-1)),
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Success => f.write_str("it ended well"),
+            Self::Status(status) => write!(f, "it exited with status {status}"),
+            Self::Signal(signal) => write!(f, "it was ended by signal {signal}"),
+            Self::TimedOut => f.write_str("it was not done in time and was killed"),
+            Self::Interrupted => f.write_str("it was interrupted"),
+        }
+    }
+}
+
+/// A child and its process group. Dropping it kills both.
+pub(crate) struct Group {
+    pub child: Child,
+    reaped: bool,
+}
+
+impl Group {
+    /// A child that was spawned with a process group of its own.
+    pub(crate) fn new(child: Child) -> Self {
+        Self { child, reaped: false }
+    }
+
+    /// Whether the process has ended; it stays a zombie, and its id ours.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        #[cfg(unix)]
+        {
+            use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            let id = Pid::from_raw(self.child.id().cast_signed());
+            // An error means that it has been waited for already.
+            id.is_none_or(|id| !matches!(waitid(WaitId::Pid(id), options), Ok(None)))
+        }
+        #[cfg(not(unix))]
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills what is left of the process and its group, and says how the process ended.
+    pub(crate) fn kill(&mut self) -> std::io::Result<ExitStatus> {
+        #[cfg(unix)]
+        self.signal(rustix::process::Signal::KILL);
+        let _ = self.child.kill();
+        let status = self.child.wait();
+        self.reaped = true;
+        status
+    }
+
+    /// Asks the group to end, and waits a moment.
+    fn give_notice(&mut self) {
+        #[cfg(unix)]
+        self.signal(rustix::process::Signal::TERM);
+        let begun = Instant::now();
+        while cfg!(unix) && !self.has_ended() && begun.elapsed() < NOTICE {
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Only before the child is waited for: until then no other group can have its id.
+    #[cfg(unix)]
+    fn signal(&self, signal: rustix::process::Signal) {
+        if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
+            && !self.reaped
+        {
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.reaped {
+            let _ = self.kill();
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    fn run(script: &str, limit: Duration, stop: &StopHandle) -> (Exit, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(folder.path());
+        let process =
+            Process { command, input: "words\n", stdout: &log, stderr: &log, limit, stop };
+        let exit = process.run().unwrap();
+        (exit, std::fs::read_to_string(log).unwrap())
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn a_program_reads_writes_and_ends() {
+        let (exit, log) =
+            run("read word; echo got $word; echo oh >&2; exit 3", LONG, &StopHandle::new());
+        assert_eq!(exit, Exit::Status(3));
+        assert!(log.contains("got words") && log.contains("oh"), "{log}");
+        assert_eq!(run("kill -9 $$", LONG, &StopHandle::new()).0, Exit::Signal(9));
+        assert_eq!(run("true", LONG, &StopHandle::new()).0, Exit::Success);
+    }
+
+    #[test]
+    fn a_program_that_goes_on_is_killed_with_its_children() {
+        let (exit, log) = run(
+            "trap '' TERM; sleep 1000 & echo $!; wait; wait",
+            Duration::from_millis(200),
+            &StopHandle::new(),
+        );
+        assert_eq!(exit, Exit::TimedOut);
+        let child = log.trim();
+        let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z"), "the child goes on: {state}");
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_the_limit() {
+        let stop = StopHandle::new();
+        stop.stop();
+        assert_eq!(run("sleep 1000", LONG, &stop).0, Exit::Interrupted);
+    }
+}

@@ -1,0 +1,479 @@
+//! The proposers of one study: whose turn it is, who rests, who is out.
+
+use super::{Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Usage};
+use crate::{Error, Event, Outcome, Result, Trial};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Gamma};
+use std::time::{Duration, Instant};
+
+/// Chooses a proposer for each trial, by what each has gained a minute so far.
+///
+/// Improvements are taken to come to a proposer as events at an unknown rate, so many a minute of
+/// its trials; the gain of each is taken to be near its mean. A rate is drawn from what is believed
+/// of it (a gamma distribution, which events at a constant rate leave a gamma distribution), times
+/// the mean gain, and the highest draw has its turn: Thompson sampling (Thompson 1933; Russo et al.
+/// 2018, "A Tutorial on Thompson Sampling", section 3). Old trials count for less, since what
+/// helped at first helps no longer later.
+#[derive(Default)]
+pub(crate) struct Roster {
+    members: Vec<Member>,
+    allowance: Option<Allowance>,
+    first_pause: Duration,
+}
+
+struct Member {
+    name: String,
+    proposer: Box<dyn Proposer>,
+    record: Record,
+    /// In this ledger; what was used and not yet written there is the proposer's.
+    used: Usage,
+    failures_in_a_row: usize,
+    refusals_in_a_row: usize,
+    resting_until: Option<Instant>,
+    /// Why it is asked no more.
+    out: Option<ProposeError>,
+}
+
+/// What became of a member's trials, the older ones discounted.
+#[derive(Debug, Clone, Copy, Default)]
+struct Record {
+    minutes: f64,
+    improvements: f64,
+    gain: f64,
+}
+
+/// What a trial counts for when the next one has been made: half after 23.
+const DISCOUNT: f64 = 0.97;
+
+/// Before anything is known, one improvement in this many trials is expected, with the weight of one
+/// that was seen.
+const TRIALS_PER_IMPROVEMENT: f64 = 5.0;
+
+/// A proposer that failed this often in a row has a pause before it is asked again.
+const FAILURES_BEFORE_PAUSE: usize = 3;
+
+/// Each pause is twice as long as the one before, up to this many first pauses.
+const LONGEST_PAUSE: u32 = 32;
+
+/// A proposer that repeats itself this often in a row would go on for ever.
+const MOST_REFUSALS: usize = 20;
+
+/// The turn of one member.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    member: usize,
+    pub name: String,
+    pub proposal: Proposal,
+}
+
+impl Roster {
+    pub(crate) fn new(
+        proposers: Vec<Box<dyn Proposer>>,
+        allowance: Option<Allowance>,
+        first_pause: Duration,
+    ) -> Self {
+        let mut members: Vec<Member> = Vec::new();
+        for proposer in proposers {
+            // The ledger tells proposers apart by their names.
+            let same = |name: &str| members.iter().any(|member| member.name == name);
+            let mut name = proposer.name().to_owned();
+            let mut number = 2;
+            while same(&name) {
+                name = format!("{}#{number}", proposer.name());
+                number += 1;
+            }
+            members.push(Member {
+                name,
+                proposer,
+                record: Record::default(),
+                used: Usage::default(),
+                failures_in_a_row: 0,
+                refusals_in_a_row: 0,
+                resting_until: None,
+                out: None,
+            });
+        }
+        Self { members, allowance, first_pause }
+    }
+
+    /// The next proposal, from whoever's turn it is. `None`: nobody has anything left to try, or the
+    /// study is to stop.
+    ///
+    /// # Errors
+    /// Nobody is able to propose, now or later.
+    pub(crate) fn propose(
+        &mut self,
+        brief: &Brief<'_>,
+        tell: &dyn Fn(Event),
+    ) -> Result<Option<Turn>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(brief.seed);
+        rng.set_stream(u64::from_be_bytes(*b"proposer"));
+        while !brief.stop.is_stopped() {
+            self.retire_the_costly(tell);
+            let Some(chosen) = self.choose(&mut rng) else {
+                match self.next_awake() {
+                    Some(moment) => {
+                        wait_until(moment, brief);
+                        continue;
+                    }
+                    None => return self.nobody_left(),
+                }
+            };
+            let member = &mut self.members[chosen];
+            tell(Event::Proposing { trial: brief.trial, proposer: member.name.clone() });
+            match member.proposer.propose(brief) {
+                Ok(proposal) => {
+                    member.failures_in_a_row = 0;
+                    let name = member.name.clone();
+                    return Ok(Some(Turn { member: chosen, name, proposal }));
+                }
+                Err(ProposeError::Interrupted) => break,
+                Err(error @ (ProposeError::Exhausted | ProposeError::Unable(_))) => {
+                    member.retire(error, tell);
+                }
+                Err(error) => member.fail(&error.to_string(), self.first_pause, tell),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Another version of what came to nothing, from its author.
+    pub(crate) fn repair(
+        &mut self,
+        brief: &Brief<'_>,
+        turn: &Turn,
+        fault: &Fault,
+        tell: &dyn Fn(Event),
+    ) -> Option<Proposal> {
+        let member = &mut self.members[turn.member];
+        match member.proposer.repair(brief, &turn.proposal, fault) {
+            Ok(proposal) => proposal,
+            Err(ProposeError::Interrupted) => None,
+            Err(error) => {
+                member.fail(&error.to_string(), self.first_pause, tell);
+                None
+            }
+        }
+    }
+
+    /// What the member whose turn it was has used up since this was last asked.
+    pub(crate) fn take_usage(&mut self, turn: &Turn) -> Usage {
+        self.members[turn.member].proposer.take_usage()
+    }
+
+    /// Hears what became of a trial. `gain` is by how much it bettered the incumbent, if it did.
+    pub(crate) fn observe(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
+        for member in &mut self.members {
+            member.record.discount();
+            if member.name == trial.proposer {
+                member.learn(trial, gain);
+            }
+            member.proposer.observe(trial, source);
+        }
+    }
+
+    /// The member with the highest draw of those who are not out and not resting.
+    fn choose(&self, rng: &mut ChaCha8Rng) -> Option<usize> {
+        let now = Instant::now();
+        let total = self.members.iter().fold(Record::default(), |sum, member| Record {
+            minutes: sum.minutes + member.record.minutes,
+            improvements: sum.improvements + member.record.improvements,
+            gain: sum.gain + member.record.gain,
+        });
+        let mean_gain =
+            if total.improvements > 0.0 { total.gain / total.improvements } else { 1.0 };
+        let mut best: Option<(f64, usize)> = None;
+        for (index, member) in self.members.iter().enumerate() {
+            // Drawn for everybody, so that a pause does not change the others' luck.
+            let draw = member.record.draw(mean_gain, rng);
+            let awake = member.resting_until.is_none_or(|until| until <= now);
+            if member.out.is_none() && awake && best.is_none_or(|(highest, _)| draw > highest) {
+                best = Some((draw, index));
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+
+    fn next_awake(&self) -> Option<Instant> {
+        let resting = self.members.iter().filter(|member| member.out.is_none());
+        resting.filter_map(|member| member.resting_until).min()
+    }
+
+    /// Once the allowance is spent, only those go on who cost nothing.
+    fn retire_the_costly(&mut self, tell: &dyn Fn(Event)) {
+        let Some(allowance) = self.allowance else { return };
+        let mut used = Usage::default();
+        for member in &self.members {
+            used += member.used;
+        }
+        if allowance.is_spent(used) {
+            for member in &mut self.members {
+                if member.used != Usage::default() && member.out.is_none() {
+                    member.retire(ProposeError::Exhausted, tell);
+                }
+            }
+        }
+    }
+
+    fn nobody_left(&mut self) -> Result<Option<Turn>> {
+        let unable = self.members.iter_mut().find_map(|member| match member.out.take() {
+            Some(error @ ProposeError::Unable(_)) => Some((member.name.clone(), error)),
+            other => {
+                member.out = other;
+                None
+            }
+        });
+        match unable {
+            Some((proposer, source)) => Err(Error::Proposer { proposer, source }),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Member {
+    fn learn(&mut self, trial: &Trial, gain: Option<f64>) {
+        let measured = &trial.measurement;
+        self.used += Usage { usd: measured.propose_usd, tokens: measured.propose_tokens };
+        // A trial without a time, which only a damaged ledger has, counts as one of no length.
+        self.record.minutes += measured.total_seconds.unwrap_or_default() / 60.0;
+        if let Some(gain) = gain {
+            self.record.improvements += 1.0;
+            self.record.gain += gain;
+        }
+        self.refusals_in_a_row =
+            if trial.outcome == Outcome::Refused { self.refusals_in_a_row + 1 } else { 0 };
+        if self.refusals_in_a_row >= MOST_REFUSALS {
+            self.out = Some(ProposeError::Unable(format!(
+                "its last {MOST_REFUSALS} proposals were sources that had been tried"
+            )));
+        }
+    }
+
+    fn fail(&mut self, reason: &str, first_pause: Duration, tell: &dyn Fn(Event)) {
+        self.failures_in_a_row += 1;
+        let pauses = self.failures_in_a_row.checked_sub(FAILURES_BEFORE_PAUSE);
+        let pause = pauses.map(|pauses| {
+            let factor = 2u32.saturating_pow(u32::try_from(pauses).unwrap_or(u32::MAX));
+            first_pause * factor.min(LONGEST_PAUSE)
+        });
+        self.resting_until = pause.map(|pause| Instant::now() + pause);
+        tell(Event::ProposerFailed {
+            proposer: self.name.clone(),
+            reason: reason.to_owned(),
+            pause_seconds: pause.map_or(0.0, |pause| pause.as_secs_f64()),
+        });
+    }
+
+    fn retire(&mut self, reason: ProposeError, tell: &dyn Fn(Event)) {
+        tell(Event::ProposerRetired { proposer: self.name.clone(), reason: reason.to_string() });
+        self.out = Some(reason);
+    }
+}
+
+impl Record {
+    fn discount(&mut self) {
+        self.minutes *= DISCOUNT;
+        self.improvements *= DISCOUNT;
+        self.gain *= DISCOUNT;
+    }
+
+    /// A gain a minute, drawn from what is believed of it.
+    fn draw(&self, mean_gain: f64, rng: &mut ChaCha8Rng) -> f64 {
+        // The prior's unit of time cancels out between members; what a trial usually takes is as
+        // good as any.
+        const MINUTES_PER_TRIAL: f64 = 5.0;
+        let shape = 1.0 + self.improvements;
+        let minutes = TRIALS_PER_IMPROVEMENT * MINUTES_PER_TRIAL + self.minutes;
+        let rate = Gamma::new(shape, 1.0 / minutes).map_or(0.0, |gamma| gamma.sample(rng));
+        let size = (mean_gain + self.gain) / (1.0 + self.improvements);
+        rate * size
+    }
+}
+
+fn wait_until(moment: Instant, brief: &Brief<'_>) {
+    const TICK: Duration = Duration::from_millis(100);
+    while Instant::now() < moment && !brief.stop.is_stopped() {
+        std::thread::sleep(TICK.min(moment.saturating_duration_since(Instant::now())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Status, StopHandle, proposer::brief::tests::brief, report::made_up::trial};
+    use std::{cell::RefCell, path::Path};
+
+    /// Answers what it is told to, and the last of that for ever.
+    struct Scripted(&'static str, Vec<Result<Proposal, ProposeError>>);
+
+    impl Proposer for Scripted {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn propose(&mut self, _: &Brief<'_>) -> Result<Proposal, ProposeError> {
+            if self.1.len() > 1 { self.1.remove(0) } else { self.1[0].clone() }
+        }
+    }
+
+    fn scripted(
+        name: &'static str,
+        answers: impl IntoIterator<Item = Result<Proposal, ProposeError>>,
+    ) -> Box<dyn Proposer> {
+        Box::new(Scripted(name, answers.into_iter().collect()))
+    }
+
+    fn good() -> Result<Proposal, ProposeError> {
+        Ok(Proposal::new("source", "an idea"))
+    }
+
+    fn down() -> Result<Proposal, ProposeError> {
+        Err(ProposeError::Failed("no connection".to_owned()))
+    }
+
+    const PAUSE: Duration = Duration::from_millis(1);
+
+    fn roster(proposers: Vec<Box<dyn Proposer>>) -> Roster {
+        Roster::new(proposers, None, PAUSE)
+    }
+
+    /// One turn, and what observers heard of it.
+    fn turn(roster: &mut Roster, number: usize) -> (Result<Option<Turn>>, Vec<Event>) {
+        let history = [trial(0, Status::Keep, Some(1.0), "baseline")];
+        let stop = StopHandle::new();
+        let brief =
+            Brief { trial: number, seed: number as u64, ..brief(&history, Path::new(""), &stop) };
+        let events = RefCell::new(Vec::new());
+        let turn = roster.propose(&brief, &|event| events.borrow_mut().push(event));
+        (turn, events.into_inner())
+    }
+
+    fn played(number: usize, name: &str, gain: Option<f64>) -> Trial {
+        let status = if gain.is_some() { Status::Keep } else { Status::Discard };
+        let mut trial = trial(number, status, Some(1.0), "an idea");
+        trial.proposer = name.to_owned();
+        trial.measurement.total_seconds = Some(300.0);
+        trial
+    }
+
+    /// How often each of two proposers has its turn where they gain as `gain` says.
+    fn turns(trials: usize, gain: impl Fn(&str, usize) -> Option<f64>) -> [usize; 2] {
+        let mut roster = roster(vec![scripted("a", [good()]), scripted("b", [good()])]);
+        let mut counts = [0, 0];
+        for number in 1..=trials {
+            let name = turn(&mut roster, number).0.unwrap().unwrap().name;
+            counts[usize::from(name == "b")] += 1;
+            let gain = gain(&name, number);
+            roster.observe(&played(number, &name, gain), "", gain);
+        }
+        counts
+    }
+
+    #[test]
+    fn whoever_gains_more_a_minute_has_more_turns() {
+        // Every third of b's proposals helps, none of a's.
+        let [a, b] = turns(100, |name, n| (name == "b" && n % 3 == 0).then_some(0.01));
+        assert!(b > 2 * a && a > 3, "{a} and {b}: the better one more, the other now and then");
+        // Both help as often, but b's improvements are larger.
+        let [a, b] =
+            turns(100, |name, n| (n % 3 == 0).then_some(if name == "b" { 0.1 } else { 0.01 }));
+        assert!(b > 2 * a, "{a} and {b}");
+    }
+
+    #[test]
+    fn proposers_that_help_alike_share_the_night() {
+        let [a, b] = turns(200, |_, n| (n % 4 == 0).then_some(0.01));
+        assert!(a > 50 && b > 50, "{a} and {b}");
+    }
+
+    #[test]
+    fn a_proposer_that_stops_helping_loses_its_turns() {
+        let [a, b] = turns(200, |name, n| {
+            let helps = if n < 40 { "a" } else { "b" };
+            (name == helps && n % 2 == 0).then_some(0.01)
+        });
+        assert!(b > a, "{a} and {b}");
+    }
+
+    #[test]
+    fn a_failing_proposer_rests_and_the_others_go_on() {
+        let mut roster = Roster::new(
+            vec![scripted("agent", [down()]), scripted("tuner", [good()])],
+            None,
+            Duration::from_secs(3600),
+        );
+        let mut failures = Vec::new();
+        for number in 1..=40 {
+            let (turn, events) = turn(&mut roster, number);
+            assert_eq!(turn.unwrap().unwrap().name, "tuner");
+            failures.extend(events.into_iter().filter_map(|event| match event {
+                Event::ProposerFailed { pause_seconds, .. } => Some(pause_seconds),
+                _ => None,
+            }));
+        }
+        assert_eq!(failures, [0.0, 0.0, 3600.0]);
+    }
+
+    #[test]
+    fn a_lone_proposer_is_asked_again_after_ever_longer_pauses() {
+        let answers = (0..6).map(|_| down()).chain([good()]);
+        let mut roster = roster(vec![scripted("agent", answers)]);
+        let (turn, events) = turn(&mut roster, 1);
+        assert_eq!(turn.unwrap().unwrap().name, "agent");
+        let pauses: Vec<_> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::ProposerFailed { pause_seconds, .. } => Some(pause_seconds * 1e3),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(pauses, [0.0, 0.0, 1.0, 2.0, 4.0, 8.0]);
+    }
+
+    #[test]
+    fn a_study_ends_well_when_nothing_is_left_and_badly_when_nobody_is_able() {
+        let done = || scripted("replay", [Err(ProposeError::Exhausted)]);
+        let unable = || scripted("agent", [Err(ProposeError::Unable("not installed".to_owned()))]);
+        assert!(turn(&mut roster(vec![done()]), 1).0.unwrap().is_none());
+        let error = turn(&mut roster(vec![unable()]), 1).0.unwrap_err().to_string();
+        assert!(error.contains("agent") && error.contains("not installed"), "{error}");
+        // Where somebody is left, the night goes on.
+        let mut mixed = roster(vec![unable(), done(), scripted("tuner", [good()])]);
+        assert_eq!(turn(&mut mixed, 1).0.unwrap().unwrap().name, "tuner");
+    }
+
+    #[test]
+    fn a_spent_allowance_leaves_those_who_cost_nothing() {
+        let proposers = vec![scripted("chat", [good()]), scripted("tuner", [good()])];
+        let mut roster = Roster::new(proposers, Some("0.5usd".parse().unwrap()), PAUSE);
+        let mut costly = played(1, "chat", Some(1.0));
+        costly.measurement.propose_usd = Some(0.3);
+        roster.observe(&costly, "", Some(1.0));
+        let names = |roster: &mut Roster| -> Vec<_> {
+            (2..40).map(|n| turn(roster, n).0.unwrap().unwrap().name).collect()
+        };
+        assert!(names(&mut roster).contains(&"chat".to_owned()));
+        roster.observe(&costly, "", Some(1.0));
+        assert!(!names(&mut roster).contains(&"chat".to_owned()));
+    }
+
+    #[test]
+    fn a_proposer_that_only_repeats_itself_is_out() {
+        let mut roster = roster(vec![scripted("loop", [good()])]);
+        for number in 1..=MOST_REFUSALS {
+            assert!(turn(&mut roster, number).0.is_ok());
+            let mut refused = played(number, "loop", None);
+            refused.outcome = Outcome::Refused;
+            roster.observe(&refused, "", None);
+        }
+        assert!(turn(&mut roster, 99).0.is_err());
+    }
+
+    #[test]
+    fn proposers_of_one_name_are_told_apart() {
+        let roster = roster(vec![scripted("claude", [good()]), scripted("claude", [good()])]);
+        let names: Vec<_> = roster.members.iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["claude", "claude#2"]);
+    }
+}
