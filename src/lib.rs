@@ -15,6 +15,7 @@ mod judge;
 mod laboratory;
 mod ledger;
 mod log;
+pub mod mcp;
 mod noise;
 pub mod plugin;
 mod process;

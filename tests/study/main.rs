@@ -8,6 +8,7 @@ mod inputs;
 mod language;
 mod loading;
 mod looping;
+mod mcp;
 mod objective;
 mod outcomes;
 mod proposing;
@@ -51,6 +52,9 @@ fn main() {
             the_same_source_is_not_tried_twice,
             a_wall_clock_budget_is_spent_to_its_end,
             a_stopped_study_forgets_the_trial_in_flight;
+        mcp:
+            an_agent_drives_a_study_over_mcp,
+            an_agent_that_comes_back_finds_the_study_as_it_left_it;
         objective:
             a_command_is_minimized_or_maximized,
             a_command_fails_in_its_own_ways,

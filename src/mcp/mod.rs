@@ -1,0 +1,114 @@
+//! A study over MCP: an interactive agent submits trainers and hears what became of them.
+//!
+//! [`serve`] speaks JSON-RPC, a message a line, and answers at once whatever the study is doing:
+//! that runs on a thread of its own. The agent is its proposer.
+
+mod desk;
+mod protocol;
+mod server;
+mod submissions;
+mod tools;
+
+use crate::{Event, Result, StopHandle, StudyBuilder};
+use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
+use desk::Desk;
+use server::Server;
+use std::{
+    io::{BufRead, Write},
+    panic::resume_unwind,
+    thread,
+};
+use submissions::Submissions;
+
+/// Opens the study and has an agent propose for it, until `input` ends or `output` breaks.
+///
+/// The agent joins the proposers of `builder`; its stop handle is replaced. Messages come from `input` and go to
+/// `output`, which nothing else may write to; for standard input that is
+/// `BufReader::new(std::io::stdin())`.
+///
+/// # Errors
+/// What ended the study or kept it from opening. The agent hears of it too, when it calls a tool.
+pub fn serve(
+    builder: StudyBuilder,
+    input: impl BufRead + Send + 'static,
+    output: impl Write,
+) -> Result<()> {
+    converse(input, output, move |submissions, observer, stop| {
+        let builder = builder.proposer(submissions).observer(observer).stop_handle(stop);
+        builder.open()?.optimize(None)
+    })
+}
+
+/// The conversation beside a study, which takes its proposals from the submissions.
+fn converse<S>(input: impl BufRead + Send + 'static, mut output: impl Write, study: S) -> Result<()>
+where
+    S: FnOnce(Submissions, Sender<Event>, StopHandle) -> Result<()> + Send + 'static,
+{
+    let stop = StopHandle::new();
+    let (observer, mut events) = unbounded();
+    let (submissions, handing_in, mut notes) = submissions::channel();
+    let mut server = Server::new(Desk::new(handing_in));
+    let mut study = Some(thread::spawn({
+        let stop = stop.clone();
+        move || study(submissions, observer, stop)
+    }));
+    let mut result = Ok(());
+
+    let lines = lines(input);
+    loop {
+        let mut replies = Vec::new();
+        select! {
+            recv(lines) -> line => match line {
+                Ok(line) => replies.extend(server.hear(&line)),
+                Err(_) => break,
+            },
+            recv(notes) -> note => match note {
+                Ok(note) => server.desk.note(note),
+                Err(_) => notes = never(),
+            },
+            recv(events) -> event => match event {
+                Ok(event) => server.desk.event(&event),
+                // The study is gone, and with it the last sender of events.
+                Err(_) => {
+                    events = never();
+                    notes.try_iter().for_each(|note| server.desk.note(note));
+                    result = study.take().map_or(Ok(()), join);
+                    server.desk.end(result.as_ref().err());
+                }
+            },
+            default(server.patience()) => {}
+        }
+        replies.extend(server.due());
+        // Who reads no more is gone, as one who writes no more is.
+        if replies.iter().any(|reply| send(&mut output, reply).is_err()) {
+            break;
+        }
+    }
+    stop.stop();
+    study.map_or(result, join)
+}
+
+fn join(study: thread::JoinHandle<Result<()>>) -> Result<()> {
+    study.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn send(output: &mut impl Write, reply: &serde_json::Value) -> std::io::Result<()> {
+    writeln!(output, "{reply}")?;
+    output.flush()
+}
+
+/// Reads on a thread of its own, which stays behind when the conversation ends before the input.
+fn lines(input: impl BufRead + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, lines) = unbounded();
+    thread::spawn(move || {
+        for line in input.split(b'\n').map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+#[cfg(test)]
+mod tests;
