@@ -5,6 +5,7 @@ mod budget;
 mod builder;
 mod bundle;
 mod cargo;
+pub mod comparison;
 mod config;
 pub mod data;
 mod error;

@@ -3,6 +3,7 @@
 //! A study runs its own program again as worker, and a program of the standard test harness cannot
 //! begin with `run_if_worker`, so this one brings its harness along.
 
+mod comparing;
 mod exam;
 mod inputs;
 mod language;
@@ -31,6 +32,9 @@ fn main() {
     overnight::worker::run_if_worker();
     surviving::run_if_victim();
     let tests = tests![
+        comparing:
+            contenders_take_turns_and_the_better_one_is_named,
+            a_comparison_that_was_stopped_goes_on;
         exam:
             an_oracle_scores_the_entropy_rate_of_its_language,
             a_uniform_trainer_scores_the_logarithm_of_the_vocabulary;
