@@ -34,7 +34,8 @@ struct Options {
     /// Research instructions; give several to compare them
     #[arg(long = "program", value_name = "FILE", default_value = "program.md")]
     programs: Vec<PathBuf>,
-    /// Who writes the next source: tuner, or replay:DIR; give several to compare them
+    /// Who writes the next source: tuner, replay:DIR, command:claude, chat:MODEL and the like; give
+    /// several to compare them
     #[arg(long = "proposer", value_name = "SPEC", default_value = "tuner")]
     proposers: Vec<ProposerSpec>,
     /// A trainer crate [default: the GPT that comes with overnight]
