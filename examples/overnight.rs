@@ -10,13 +10,14 @@ use clap::Parser;
 use overnight::{
     Budget, CommandObjective, Error, StopHandle, Study,
     data::DataSpec,
-    proposer::{Allowance, ProposerSpec},
+    proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
 };
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
+    time::Duration,
 };
 use view::View;
 
@@ -52,6 +53,12 @@ struct Options {
     /// What proposers may use up in all: 5usd or 2000000tokens [default: no limit]
     #[arg(long, value_name = "LIMIT")]
     spend: Option<Allowance>,
+    /// What a chat model costs in US dollars, by a million tokens read and written: 3/15
+    #[arg(long, value_name = "IN/OUT")]
+    price: Option<Price>,
+    /// How long a coding agent may take over a proposal
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    agent_limit: Duration,
     /// Measure the baseline this many times more first, to know the noise of a measurement
     #[arg(long, value_name = "N", default_value_t = 0)]
     controls: usize,
@@ -132,7 +139,7 @@ fn study(
         .stop_handle(stop)
         .observer(observer);
     for proposer in &options.proposer {
-        builder = builder.proposer(proposer.build(options.seed)?);
+        builder = builder.proposer(hire(options, proposer)?);
     }
     if let Some(spend) = options.spend {
         builder = builder.allowance(spend);
@@ -145,6 +152,25 @@ fn study(
         (None, _) => {}
     }
     builder.open()
+}
+
+fn hire(options: &Options, spec: &ProposerSpec) -> Result<Box<dyn Proposer>, Error> {
+    match spec {
+        ProposerSpec::Command(agent) => {
+            Ok(Box::new(Agent::new(agent.clone()).limit(options.agent_limit)))
+        }
+        ProposerSpec::Chat(chat) => {
+            Ok(Box::new(Chat::new(ChatOptions { price: options.price, ..chat.clone() })?))
+        }
+        other => other.build(options.seed),
+    }
+}
+
+fn time(text: &str) -> Result<Duration, Error> {
+    match text.parse()? {
+        Budget::WallClock(time) => Ok(time),
+        Budget::Steps(_) => Err(Error::Budget { text: text.to_owned(), problem: "it is no time" }),
+    }
 }
 
 fn objective(options: &Options, folder: &Path, command: &str) -> Result<CommandObjective, Error> {

@@ -70,6 +70,10 @@ pub enum Error {
     #[error("{text:?} is no allowance (examples: 5usd, 2000000tokens)")]
     Allowance { text: String },
 
+    /// The text is no price of tokens.
+    #[error("{text:?} is no price: give dollars for a million tokens read and written, as in 3/15")]
+    Price { text: String },
+
     /// The proposer gave up.
     #[error("the proposer {proposer} cannot go on: {source}")]
     Proposer { proposer: String, source: ProposeError },

@@ -204,8 +204,15 @@ impl Roster {
     fn retire_the_costly(&mut self, tell: &dyn Fn(Event)) {
         let Some(allowance) = self.allowance else { return };
         let mut used = Usage::default();
-        for member in &self.members {
+        for member in &mut self.members {
             used += member.used;
+            // Money that nobody counts would be spent without end.
+            let is_uncounted = allowance.is_money() && member.used.usd.is_none();
+            if is_uncounted && member.used.tokens.is_some() && member.out.is_none() {
+                let reason =
+                    "what it costs in dollars is not known: name its price, or limit tokens";
+                member.retire(ProposeError::Unable(reason.to_owned()), tell);
+            }
         }
         if allowance.is_spent(used) {
             for member in &mut self.members {
@@ -456,6 +463,18 @@ mod tests {
         assert!(names(&mut roster).contains(&"chat".to_owned()));
         roster.observe(&costly, "", Some(1.0));
         assert!(!names(&mut roster).contains(&"chat".to_owned()));
+    }
+
+    #[test]
+    fn money_that_nobody_counts_is_not_spent() {
+        let mut roster =
+            Roster::new(vec![scripted("chat", [good()])], Some("5usd".parse().unwrap()), PAUSE);
+        let mut trial = played(1, "chat", Some(1.0));
+        trial.measurement.propose_tokens = Some(100);
+        assert!(turn(&mut roster, 1).0.is_ok());
+        roster.observe(&trial, "", Some(1.0));
+        let error = turn(&mut roster, 2).0.unwrap_err().to_string();
+        assert!(error.contains("name its price"), "{error}");
     }
 
     #[test]

@@ -74,6 +74,10 @@ pub enum Allowance {
 }
 
 impl Allowance {
+    pub(super) fn is_money(self) -> bool {
+        matches!(self, Self::Usd(_))
+    }
+
     /// Whether nothing is left of it. What nobody has counted counts as nothing.
     pub fn is_spent(self, used: Usage) -> bool {
         match self {

@@ -3,6 +3,7 @@
 //! A study runs its own program again as worker, and a program of the standard test harness cannot
 //! begin with `run_if_worker`, so this one brings its harness along.
 
+mod chatting;
 mod comparing;
 mod exam;
 mod inputs;
@@ -32,6 +33,8 @@ fn main() {
     overnight::worker::run_if_worker();
     surviving::run_if_victim();
     let tests = tests![
+        chatting:
+            a_chat_model_completes_a_study;
         comparing:
             contenders_take_turns_and_the_better_one_is_named,
             a_comparison_that_was_stopped_goes_on;

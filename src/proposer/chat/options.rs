@@ -40,6 +40,19 @@ pub struct Price {
     pub output: f64,
 }
 
+impl FromStr for Price {
+    type Err = Error;
+
+    /// `3/15`: dollars for a million tokens read, and written.
+    fn from_str(text: &str) -> Result<Self> {
+        let dollars = |text: &str| text.trim().parse().ok().filter(|usd| (0.0..1e6).contains(usd));
+        let price = text.split_once('/').and_then(|(input, output)| {
+            Some(Self { input: dollars(input)?, output: dollars(output)? })
+        });
+        price.ok_or_else(|| Error::Price { text: text.to_owned() })
+    }
+}
+
 /// What a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -225,6 +238,15 @@ impl fmt::Display for ChatOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_price_is_two_numbers() {
+        let price: Price = "1.25/10".parse().unwrap();
+        assert_eq!(price, Price { input: 1.25, output: 10.0 });
+        for text in ["3", "3/", "-1/2", "NaN/1", "a/b", "1/2/3"] {
+            assert!(text.parse::<Price>().is_err(), "{text:?} was taken");
+        }
+    }
 
     const KEY: &str = "sk-0123456789abcdef";
 
