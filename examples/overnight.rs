@@ -19,7 +19,7 @@ use std::{
     thread,
     time::Duration,
 };
-use view::View;
+use view::{Planned, View};
 
 /// Trains, scores and keeps or discards one edited trainer after the other.
 ///
@@ -100,7 +100,8 @@ fn run(options: &Options) -> Result<(), Error> {
     let stop = StopHandle::new();
     end_on_interrupt(stop.clone());
     let (observer, events) = crossbeam_channel::unbounded();
-    let mut view = View::new(options.json, options.budget, options.trials);
+    let planned = Planned { trials: options.trials, controls: options.controls };
+    let mut view = View::new(options.json, options.budget, planned);
     let viewer = thread::spawn(move || {
         for event in events {
             view.show(&event);

@@ -15,8 +15,8 @@ pub enum View {
 }
 
 impl View {
-    pub fn new(json: bool, budget: Budget, trials: Option<usize>) -> Self {
-        let log = Log { best: None, trials, first: 0 };
+    pub fn new(json: bool, budget: Budget, planned: Planned) -> Self {
+        let log = Log { best: None, planned, first: 0 };
         if json {
             Self::Json
         } else if std::io::stderr().is_terminal() {
@@ -39,10 +39,17 @@ impl View {
     }
 }
 
+/// What the night is to hold.
+pub struct Planned {
+    /// Beyond the baseline and its control runs; `None` is as many as it takes until Ctrl-C.
+    pub trials: Option<usize>,
+    pub controls: usize,
+}
+
 /// What stays on the screen: a line for the study and one for each trial.
 struct Log {
     best: Option<f64>,
-    trials: Option<usize>,
+    planned: Planned,
     /// Trials that were there already.
     first: usize,
 }
@@ -98,8 +105,11 @@ impl Log {
     }
 
     fn name(&self, trial: usize) -> String {
-        match self.trials {
-            Some(trials) => format!("trial {trial}/{}", (self.first + trials).max(trial)),
+        match self.planned.trials {
+            Some(trials) => {
+                let before = self.first.max(1 + self.planned.controls) - 1;
+                format!("trial {trial}/{}", (before + trials).max(trial))
+            }
             None => format!("trial {trial}"),
         }
     }

@@ -28,6 +28,7 @@ use std::{
 pub struct Agent {
     spec: AgentSpec,
     limit: Duration,
+    environment: Vec<(String, String)>,
     usage: Usage,
 }
 
@@ -40,13 +41,25 @@ const OUTPUT_BYTES: usize = 2 << 20;
 impl Agent {
     /// An agent with ten minutes for each proposal.
     pub fn new(spec: AgentSpec) -> Self {
-        Self { spec, limit: Duration::from_mins(10), usage: Usage::default() }
+        Self {
+            spec,
+            limit: Duration::from_mins(10),
+            environment: Vec::new(),
+            usage: Usage::default(),
+        }
     }
 
     /// Wall-clock time for a proposal, after which the agent and all that it started is killed.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Sets a variable in the agent's environment, which is otherwise this program's.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -143,11 +156,14 @@ impl Agent {
         let takes_prompt = self.spec.words.iter().any(|word| word.contains("{prompt"));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(brief.folder).env("PWD", brief.folder);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
 
         let logs = brief.folder_of(brief.trial);
         fs::create_dir_all(&logs).map_err(failed)?;
         let (stdout, stderr) = (logs.join("propose.out"), logs.join("propose.err"));
-        let _ = fs::remove_file(&stdout);
+        // Behind what it said when it was called for this trial before.
+        let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len() as usize);
+        let (out_from, err_from) = (length(&stdout), length(&stderr));
         let process = Process {
             command,
             input: if takes_prompt { "" } else { task },
@@ -165,12 +181,14 @@ impl Agent {
             }
             error => ProposeError::Failed(error.to_string()),
         })?;
-        let output = fs::read(&stdout).unwrap_or_default();
-        let output = String::from_utf8_lossy(&output);
+        let read = |path: &Path, from: usize| {
+            let bytes = fs::read(path).unwrap_or_default();
+            String::from_utf8_lossy(&bytes[from.min(bytes.len())..]).into_owned()
+        };
+        let output = read(&stdout, out_from);
         let mut report = Report::read(self.spec.dialect, tail(&output, usize::MAX, OUTPUT_BYTES));
         if exit != Exit::Success && report.message.is_empty() {
-            let complaint = fs::read(&stderr).unwrap_or_default();
-            report.message = tail(&String::from_utf8_lossy(&complaint), 3, 600).to_owned();
+            report.message = tail(&read(&stderr, err_from), 3, 600).to_owned();
         }
         Ok((exit, report))
     }
