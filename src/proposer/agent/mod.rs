@@ -13,7 +13,7 @@ use crate::process::{Exit, Process};
 use report::Report;
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -24,7 +24,6 @@ use std::{
 /// The file on disk is the result. What the agent prints tells its cost and, where it left no file
 /// `DESCRIPTION`, what it tried. Whatever else it changed in the folder is put back, and a remark
 /// in the ledger says so.
-#[derive(Debug)]
 pub struct Agent {
     spec: AgentSpec,
     limit: Duration,
@@ -191,6 +190,16 @@ impl Agent {
             report.message = tail(&read(&stderr, err_from), 3, 600).to_owned();
         }
         Ok((exit, report))
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the environment, which may hold keys.
+        let Self { spec, limit, environment: _, usage } = self;
+        let mut agent = f.debug_struct("Agent");
+        agent.field("spec", spec).field("limit", limit).field("usage", usage);
+        agent.finish_non_exhaustive()
     }
 }
 
