@@ -19,6 +19,7 @@ fn trial(number: usize) -> Trial {
         source_sha256: "0".repeat(64),
         started: jiff::Timestamp::UNIX_EPOCH,
         repeats: None,
+        evidence: None,
         repairs: 0,
         remarks: Vec::new(),
     }

@@ -8,7 +8,7 @@ mod view;
 
 use clap::Parser;
 use overnight::{
-    Budget, CommandObjective, Error, StopHandle, Study,
+    Budget, CommandObjective, Error, JudgeRule, StopHandle, Study,
     data::DataSpec,
     proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
@@ -60,8 +60,12 @@ struct Options {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     agent_limit: Duration,
     /// Measure the baseline this many times more first, to know the noise of a measurement
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     controls: usize,
+    /// By which rule a trial is kept: posterior, what can be expected to be better; or greedy, what
+    /// measured better
+    #[arg(long, value_name = "RULE", default_value_t)]
+    judge: JudgeRule,
     /// Instead of a trainer: a command that prints `METRIC name=value` or `name: value`, run in the
     /// folder that --trainer names
     #[arg(long, value_name = "COMMAND", requires = "trainer", requires = "edit")]
@@ -136,6 +140,7 @@ fn study(
         .data(options.data.clone())
         .seed(options.seed)
         .controls(options.controls)
+        .judge(options.judge)
         .program_file(&options.program)?
         .stop_handle(stop)
         .observer(observer);

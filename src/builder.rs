@@ -6,6 +6,7 @@ use crate::{
     config::{CommandConfig, Config, Objective, TrainerConfig},
     data::{DataSpec, Dataset, PrepareOptions, Split},
     exam::{Exam, Rules},
+    judge::{Judge, JudgeRule},
     laboratory::{CommandLaboratory, CommandObjective, Laboratory, TrainerLaboratory},
     ledger::Ledger,
     project::Project,
@@ -41,6 +42,8 @@ pub struct StudyBuilder {
     first_pause: Duration,
     repairs: usize,
     controls: usize,
+    control_every: Option<usize>,
+    judge: JudgeRule,
     objective: Option<CommandObjective>,
     rules: Rules,
     threads: Option<usize>,
@@ -66,7 +69,9 @@ impl StudyBuilder {
             allowance: None,
             first_pause: Duration::from_mins(1),
             repairs: 2,
-            controls: 0,
+            controls: 2,
+            control_every: Some(50),
+            judge: JudgeRule::default(),
             objective: None,
             rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
             threads: None,
@@ -171,9 +176,22 @@ impl StudyBuilder {
     }
 
     /// How often the baseline is measured again, under other seeds, before anything is proposed: to
-    /// know how much two measurements of one source differ. Default: not at all.
+    /// know how much two measurements of one source differ. Default: twice.
     pub fn controls(mut self, controls: usize) -> Self {
         self.controls = controls;
+        self
+    }
+
+    /// After how many trials the incumbent is measured again, under another seed: to know the noise
+    /// better, and to notice a machine that became slower or faster. `None` is never. Default: 50.
+    pub fn control_every(mut self, trials: Option<usize>) -> Self {
+        self.control_every = trials;
+        self
+    }
+
+    /// By which rule a candidate is kept. Default: [`JudgeRule::Posterior`].
+    pub fn judge(mut self, rule: JudgeRule) -> Self {
+        self.judge = rule;
         self
     }
 
@@ -244,8 +262,12 @@ impl StudyBuilder {
             Some(objective) => self.command(objective)?,
             None => self.trainer_on_data(&dir)?,
         };
-        let config =
-            Config { version: Config::VERSION, seed: self.seed, objective: subject.objective };
+        let config = Config {
+            version: Config::VERSION,
+            seed: self.seed,
+            judge: self.judge,
+            objective: subject.objective,
+        };
         config.freeze(&dir)?;
         let ledger = Ledger::open(&dir)?;
         let workspace = open_workspace(&dir, &subject.project, &ledger)?;
@@ -275,8 +297,9 @@ impl StudyBuilder {
             stop: self.stop,
             repairs: self.repairs,
             controls: self.controls,
+            control_every: self.control_every,
             tried: Default::default(),
-            noise: Default::default(),
+            judge: Judge::new(self.judge),
         };
         study.remember()?;
         Ok(study)

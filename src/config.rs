@@ -1,6 +1,6 @@
 //! What a study freezes when it begins: `study.json`.
 
-use crate::{Budget, Error, Result};
+use crate::{Budget, Error, JudgeRule, Result};
 use serde::{Deserialize, Serialize};
 use std::{fs, io::Write, path::Path};
 
@@ -12,6 +12,8 @@ pub struct Config {
     pub version: u32,
     /// Every seed of the study derives from it.
     pub seed: u64,
+    /// The rule by which candidates are kept.
+    pub judge: JudgeRule,
     /// What is measured, and how.
     #[serde(flatten)]
     pub objective: Objective,

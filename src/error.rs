@@ -66,6 +66,10 @@ pub enum Error {
         problem: String,
     },
 
+    /// The text names no rule of the judge's.
+    #[error("{text:?} is no rule to judge by (posterior or greedy)")]
+    JudgeRule { text: String },
+
     /// The text is no allowance.
     #[error("{text:?} is no allowance (examples: 5usd, 2000000tokens)")]
     Allowance { text: String },

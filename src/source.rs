@@ -16,6 +16,19 @@ pub(crate) fn identity(name: &str, source: &str) -> String {
     }
 }
 
+/// How much there is to read in the source in the file `name`: Rust's tokens without formatting and
+/// comments, or the characters of any other language that are no white space.
+pub(crate) fn length(name: &str, source: &str) -> usize {
+    match source.parse::<TokenStream>() {
+        Ok(tokens) if name.ends_with(".rs") => {
+            let mut text = String::with_capacity(source.len());
+            write(tokens, Delimiter::None, &mut text);
+            text.lines().count()
+        }
+        _ => source.chars().filter(|c| !c.is_whitespace()).count(),
+    }
+}
+
 /// The tokens, each on a line, without documentation and without the commas that formatters add or
 /// take away.
 fn write(tokens: TokenStream, within: Delimiter, text: &mut String) {
@@ -84,6 +97,16 @@ mod tests {
         ] {
             assert_eq!(identity("train.rs", same), identity("train.rs", SOURCE), "{same}");
         }
+    }
+
+    #[test]
+    fn length_is_what_there_is_to_read() {
+        let long =
+            "// A long comment.\n\nconst A:   f64 = 0.5;\nfn f(a: i32, b: i32,) -> i32 {\n a }";
+        assert_eq!(length("train.rs", long), length("train.rs", SOURCE));
+        let more = SOURCE.replace("{ a }", "{ a + b }");
+        assert_eq!(length("train.rs", &more), length("train.rs", SOURCE) + 2);
+        assert_eq!(length("train.py", "if a:\n    b\n"), 5);
     }
 
     #[test]

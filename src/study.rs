@@ -5,12 +5,11 @@ use crate::{
     builder::tell,
     config::Config,
     hash::{number_of_parts, sha256},
-    judge,
+    judge::{Candidate, Claim, Judge},
     laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
     ledger::Ledger,
-    noise::Noise,
     proposer::{Brief, Fault, Proposal, Roster, Turn},
-    source::identity,
+    source::{identity, length},
     workspace::Workspace,
 };
 use crossbeam_channel::Sender;
@@ -46,9 +45,11 @@ pub struct Study {
     pub(crate) repairs: usize,
     /// Control runs after the baseline.
     pub(crate) controls: usize,
+    /// Trials from one control run of the incumbent to the next.
+    pub(crate) control_every: Option<usize>,
     /// Which trial first tried a program, by its identity.
     pub(crate) tried: HashMap<String, usize>,
-    pub(crate) noise: Noise,
+    pub(crate) judge: Judge,
 }
 
 /// Less than this is too little for a trial's files.
@@ -73,23 +74,18 @@ impl Study {
         StudyBuilder::new(dir.into())
     }
 
-    /// Runs `trials` trials beyond those that stand in the ledger, and the baseline with its
-    /// control runs if they are missing; `None` goes on until the study is stopped or no proposer
-    /// has anything left.
+    /// Runs `trials` proposals beyond those that stand in the ledger, and the baseline and control
+    /// runs that belong to them; `None` goes on until the study is stopped or no proposer has
+    /// anything left.
     pub fn optimize(&mut self, trials: Option<usize>) -> Result<()> {
         let mut left = trials;
-        loop {
-            if left == Some(0) && !self.is_beginning() {
-                return Ok(());
-            }
-            let begins = self.is_beginning();
-            if self.step()?.is_none() {
-                return Ok(());
-            }
-            if !begins {
+        while left != Some(0) || self.is_beginning() {
+            let Some(trial) = self.step()? else { break };
+            if trial.trial > 0 && trial.repeats.is_none() {
                 left = left.map(|left| left.saturating_sub(1));
             }
         }
+        Ok(())
     }
 
     /// Whether the next trial is the baseline or one of its control runs.
@@ -161,12 +157,16 @@ impl Study {
         }
         let incumbent = self.ledger.incumbent();
         let parent = incumbent.map(|trial| trial.trial);
+        let mut evidence = None;
         let (status, reason) = match (measurement.cost(), &origin) {
-            (Some(_), Origin::Control { .. }) => {
+            (Some(cost), Origin::Control { .. }) => {
+                self.judge.control(cost);
                 (Status::Discard, Some("a control run".to_owned()))
             }
             (Some(cost), _) => {
-                let decision = judge::greedy(cost, incumbent);
+                let is_shorter = self.is_shorter(&origin);
+                let decision = self.judge.decide(Candidate { cost, is_shorter });
+                evidence = decision.evidence;
                 let status = if decision.keep { Status::Keep } else { Status::Discard };
                 (status, Some(decision.reason))
             }
@@ -221,6 +221,7 @@ impl Study {
             source_sha256: sha256(proposal.source.as_bytes()),
             started: begun.1,
             repeats,
+            evidence,
             repairs,
             remarks: proposal.remarks,
         };
@@ -253,6 +254,12 @@ impl Study {
         self.ledger.incumbent()
     }
 
+    /// By how much the best trial is truly better than the baseline, as far as all measurements tell;
+    /// `None` before the baseline is measured.
+    pub fn claim(&self) -> Option<Claim> {
+        self.judge.claim()
+    }
+
     /// Source, checkpoint and logs of a trial.
     pub fn folder_of(&self, trial: usize) -> PathBuf {
         self.dir.join("trials").join(format!("{trial:04}"))
@@ -261,7 +268,7 @@ impl Study {
     /// The next source; `None` where there is nothing left to try.
     fn originate(&mut self, number: usize) -> Result<Option<Origin>> {
         let Some(incumbent) = self.ledger.incumbent() else { return Ok(Some(Origin::Baseline)) };
-        if self.is_beginning() {
+        if self.is_control(number) {
             return Ok(Some(Origin::Control { of: incumbent.trial }));
         }
         let folder = self.brief_folder.clone();
@@ -279,6 +286,24 @@ impl Study {
         }))
     }
 
+    /// Whether the incumbent is measured again in this trial.
+    fn is_control(&self, number: usize) -> bool {
+        let beyond = number.saturating_sub(self.controls);
+        self.is_beginning()
+            || self.control_every.is_some_and(|every| beyond.is_multiple_of(every.max(2)))
+    }
+
+    /// Whether a proposal has less to read than the incumbent.
+    fn is_shorter(&self, origin: &Origin) -> bool {
+        let Origin::Proposed(turn) = origin else { return false };
+        let incumbent = self.ledger.incumbent().map(|trial| trial.trial);
+        let path = self.folder_of(incumbent.unwrap_or_default()).join(self.name_of_source());
+        // A folder that somebody cleaned up says nothing about it.
+        let Ok(source) = fs::read_to_string(path) else { return false };
+        let name = self.workspace.edited();
+        length(name, &turn.proposal.source) < length(name, &source)
+    }
+
     /// What a proposer is told. There is an incumbent once trial 0 stands.
     fn brief<'a>(&'a self, number: usize, source: &'a str) -> Brief<'a> {
         Brief {
@@ -290,7 +315,7 @@ impl Study {
             program: &self.program,
             references: &self.references,
             history: self.ledger.trials(),
-            noise: self.noise.deviation(),
+            noise: self.judge.noise(),
             study: &self.dir,
             folder: &self.brief_folder,
             stop: &self.stop,
@@ -402,6 +427,7 @@ impl Study {
         for number in 0..self.ledger.trials().len() {
             let trial = self.ledger.trials()[number].clone();
             let gain = self.gain(&trial);
+            self.judge.remember(&trial);
             let path = self.folder_of(number).join(self.name_of_source());
             match fs::read_to_string(&path) {
                 Ok(source) => self.note(&trial, &source, gain),
@@ -415,7 +441,6 @@ impl Study {
 
     fn note(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
         let identity = identity(self.workspace.edited(), source);
-        self.noise.learn(&identity, trial);
         self.tried.entry(identity).or_insert(trial.trial);
         self.roster.observe(trial, source, gain);
     }

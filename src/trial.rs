@@ -1,5 +1,6 @@
 //! A trial and what became of it: plain data, and the lines of the ledger.
 
+use crate::judge::Evidence;
 use serde::{Deserialize, Serialize};
 
 /// One attempt: a proposed source, built, trained, scored, decided. A line of `trials.jsonl`.
@@ -36,6 +37,9 @@ pub struct Trial {
     /// measurement. Such a control run is never kept.
     #[serde(default)]
     pub repeats: Option<usize>,
+    /// How far the judge could believe the measurement.
+    #[serde(default)]
+    pub evidence: Option<Evidence>,
     /// How often the proposal was mended before it came to this.
     #[serde(default)]
     pub repairs: usize,

@@ -92,7 +92,7 @@ struct Entrant {
 impl Comparison {
     /// A comparison in the folder `dir`, to be begun or resumed. `describe` is asked for the study
     /// in each folder below it, and should answer with the same one: seed, program, proposer and
-    /// stop handle are then filled in.
+    /// stop handle are then filled in, and control runs left out.
     pub fn new(
         dir: impl Into<PathBuf>,
         describe: impl Fn(&Path) -> StudyBuilder + 'static,
@@ -196,6 +196,9 @@ impl Comparison {
         let dir = self.dir.join(format!("seed-{seed}")).join(&contender.name);
         let mut study = (self.describe)(&dir)
             .seed(seed)
+            // Every round is a proposal of each; the repetitions tell the noise.
+            .controls(0)
+            .control_every(None)
             .proposer((contender.hire)(seed)?)
             .stop_handle(self.stop.clone());
         if let Some(program) = &contender.program {

@@ -38,6 +38,7 @@ pub(crate) mod made_up {
             source_sha256: String::new(),
             started: jiff::Timestamp::UNIX_EPOCH,
             repeats: None,
+            evidence: None,
             repairs: 0,
             remarks: Vec::new(),
         }

@@ -1,14 +1,15 @@
 //! The block of figures at the end of a night, for a person and a script alike.
 
 use super::results::short;
-use crate::{Status, Trial};
+use crate::{JudgeRule, Status, Trial, judge::Judge};
 use std::fmt::Display;
 
 /// autoresearch's `key: value` block: the best trial's figures, then the night's.
 ///
 /// The baseline counts as a trial, and as kept. `val_bpb`, `baseline_bpb`, `best_bpb` and `gain`
 /// are bits per byte, memory is in MiB, and what is not known has no line. Another objective's
-/// figures bear the name of its metric.
+/// figures bear the name of its metric. `gain` is the difference of two measurements, with the luck
+/// in both; `claimed_gain` is what all of them together say of the true one.
 pub fn summary(trials: &[Trial]) -> String {
     let mut block = Block("---\n".to_owned());
     let best = trials.iter().rev().find(|trial| trial.is_kept());
@@ -37,6 +38,7 @@ pub fn summary(trials: &[Trial]) -> String {
     let cost = |trial: Option<&Trial>| trial.and_then(Trial::cost);
     let gain = cost(baseline).zip(cost(best)).map(|(baseline, best)| score(baseline - best));
     block.line("gain", gain);
+    block.line("claimed_gain", best.filter(|best| best.trial > 0).and(claim(trials)));
     let spent: Vec<_> = trials.iter().filter_map(|trial| trial.measurement.propose_usd).collect();
     let usd = (!spent.is_empty()).then(|| format!("{:.2}", spent.iter().sum::<f64>()));
     block.line("propose_usd", usd);
@@ -45,6 +47,16 @@ pub fn summary(trials: &[Trial]) -> String {
     block.line("best_trial", best.map(|trial| trial.trial));
     block.line("best_commit", best.and_then(|trial| trial.commit.as_deref()).map(short));
     block.0
+}
+
+/// What the measurements together say about the true gain, with the range that holds it in 95 of
+/// 100 nights.
+fn claim(trials: &[Trial]) -> Option<String> {
+    let mut judge = Judge::new(JudgeRule::default());
+    trials.iter().for_each(|trial| judge.remember(trial));
+    let claim = judge.claim()?;
+    let (low, high) = claim.interval();
+    Some(format!("{:.6} ({low:+.6} to {high:+.6})", claim.gain))
 }
 
 struct Block(String);
@@ -113,6 +125,7 @@ crashed:          1
 baseline_bpb:     1.002100
 best_bpb:         0.997900
 gain:             0.004200
+claimed_gain:     -0.000588 (-0.015534 to +0.014359)
 best_trial:       2
 best_commit:      0000002
 "

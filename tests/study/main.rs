@@ -82,7 +82,8 @@ fn main() {
             a_night_goes_on_when_an_agent_stops,
             a_failing_proposer_is_asked_again,
             a_spent_allowance_ends_the_study_well,
-            control_runs_tell_the_noise;
+            control_runs_tell_the_noise,
+            the_judge_says_what_it_believes_and_remembers_it;
         surviving:
             a_study_killed_at_any_moment_resumes,
             a_torn_last_line_is_repaired,

@@ -26,7 +26,8 @@ fn try_out(
         assert_eq!(fs::read_to_string(brief.folder.join("value.rs")).unwrap(), brief.source);
         Ok(Proposal::new(brief.source.replace("3.0", "4.0"), "a four"))
     };
-    let mut study = Study::builder(dir).objective(objective).proposer(propose).open().unwrap();
+    let mut study =
+        Study::builder(dir).controls(0).objective(objective).proposer(propose).open().unwrap();
     study.optimize(Some(1)).unwrap();
     study.trials().to_vec()
 }
@@ -82,8 +83,12 @@ pub fn the_tuner_turns_the_constants_of_any_rust_file() {
     let project = project(PRINT);
     let objective =
         CommandObjective::new(project.path(), "value.rs", ["sh", "run.sh"]).minimize("it");
-    let mut study =
-        Study::builder(dir.path()).objective(objective).proposer(Tuner::new(0)).open().unwrap();
+    let mut study = Study::builder(dir.path())
+        .controls(0)
+        .objective(objective)
+        .proposer(Tuner::new(0))
+        .open()
+        .unwrap();
     study.optimize(Some(12)).unwrap();
     let best = study.best_trial().unwrap();
     assert!(best.trial > 0 && best.score().unwrap() < 3.0, "{best:#?}");
@@ -107,8 +112,12 @@ pub fn a_python_trainer_runs_as_it_is() {
         let source = brief.source.replace("SMOOTHING = 5.0", "SMOOTHING = 0.1");
         Ok(Proposal::new(source, "less smoothing"))
     };
-    let mut study =
-        Study::builder(dir.path()).objective(objective).proposer(propose).open().unwrap();
+    let mut study = Study::builder(dir.path())
+        .controls(0)
+        .objective(objective)
+        .proposer(propose)
+        .open()
+        .unwrap();
     study.optimize(Some(1)).unwrap();
     let trials = study.trials();
     assert_eq!(trials[1].status, Status::Keep, "{trials:#?}");

@@ -216,3 +216,31 @@ pub fn control_runs_tell_the_noise() {
     assert!(noise > 0.0 && noise < 0.1, "{noise}");
     assert_eq!(trials[3].status, Status::Keep);
 }
+
+pub fn the_judge_says_what_it_believes_and_remembers_it() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let open = || {
+        let propose = |brief: &Brief<'_>| {
+            let smoothing = format!("{:.1}", 3.0 + brief.trial as f64);
+            Ok(Proposal::new(tiny::smoothing(&smoothing), "another smoothing"))
+        };
+        let study = tiny::study(dir.path(), corpus.path()).proposer(propose);
+        study.controls(1).control_every(Some(3)).open().unwrap()
+    };
+    let mut study = open();
+    study.optimize(Some(4)).unwrap();
+    let controls: Vec<_> = study.trials().iter().map(|trial| trial.repeats.is_some()).collect();
+    assert_eq!(controls, [false, true, false, false, true, false, false]);
+    let evidence = study.trials()[2].evidence.unwrap();
+    assert!(evidence.improves > 0.9 && evidence.expected_gain > 1.0, "{evidence:?}");
+    assert!(study.trials()[0].evidence.is_none());
+
+    let claim = study.claim().unwrap();
+    let (low, high) = claim.interval();
+    let measured =
+        study.trials()[0].score().unwrap() - study.best_trial().unwrap().score().unwrap();
+    assert!(low < measured && measured < high, "{claim:?}, {measured}");
+    drop(study);
+    assert_eq!(open().claim(), Some(claim));
+    assert!(overnight::report::summary(open().trials()).contains("claimed_gain:"));
+}

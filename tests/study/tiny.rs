@@ -43,7 +43,7 @@ pub fn corpus() -> tempfile::TempDir {
     folder
 }
 
-/// A study in `dir` over `corpus`: a few steps of the tiny trainer, a small exam.
+/// A study in `dir` over `corpus`: a few steps of the tiny trainer, a small exam, no control runs.
 pub fn study(dir: &Path, corpus: &Path) -> StudyBuilder {
     Study::builder(dir)
         .trainer(folder())
@@ -53,6 +53,7 @@ pub fn study(dir: &Path, corpus: &Path) -> StudyBuilder {
         .exam_windows(64)
         .exam_comparisons(64)
         .threads(1)
+        .controls(0)
         .budget(Budget::Steps(30))
 }
 

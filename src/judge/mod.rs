@@ -1,0 +1,197 @@
+//! From measurements to a decision: pure.
+//!
+//! A measurement is noisy, and a hundred of them a night hold some that look good by luck alone.
+//! Keeping whatever measured better, as autoresearch does, keeps those too, and then believes in a
+//! best that is not as good as it looked. The [`Judge`] here asks instead what a measurement says
+//! about the true cost, given how much measurements differ and what changes have done so far. Its
+//! rule, and how it fares against the greedy one, are in `docs/judge.md`; [`simulation`] is where
+//! those figures come from.
+
+mod belief;
+mod effects;
+pub mod simulation;
+
+use crate::{Error, Result, Trial};
+use belief::Belief;
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// By which rule a candidate is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum JudgeRule {
+    /// Keeps what can be expected to be better, given all measurements so far and what is known of
+    /// their noise. The default.
+    #[default]
+    Posterior,
+    /// autoresearch's: keeps what measured better, luck included.
+    Greedy,
+}
+
+impl fmt::Display for JudgeRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Posterior => "posterior",
+            Self::Greedy => "greedy",
+        })
+    }
+}
+
+impl FromStr for JudgeRule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "posterior" => Ok(Self::Posterior),
+            "greedy" => Ok(Self::Greedy),
+            _ => Err(Error::JudgeRule { text: text.to_owned() }),
+        }
+    }
+}
+
+/// What the judge says of a measured candidate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// Whether the candidate becomes the incumbent.
+    pub keep: bool,
+    /// For the ledger.
+    pub reason: String,
+    /// `None` for the baseline.
+    pub evidence: Option<Evidence>,
+}
+
+/// How far a measurement can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The probability that the candidate is truly better than the incumbent.
+    pub improves: f64,
+    /// By how much it can be expected to be better, in the unit of the score.
+    pub expected_gain: f64,
+    /// The standard deviation of a measurement, as far as was known.
+    pub noise: f64,
+}
+
+/// By how much a study's best is truly better than its baseline.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Claim {
+    /// What can be expected, in the unit of the cost.
+    pub gain: f64,
+    /// The standard deviation of what is believed of it.
+    pub deviation: f64,
+}
+
+impl Claim {
+    /// The range that holds the true gain with a probability of 95 %.
+    pub fn interval(&self) -> (f64, f64) {
+        (self.gain - 1.96 * self.deviation, self.gain + 1.96 * self.deviation)
+    }
+}
+
+/// Decides, and remembers what it saw.
+#[derive(Debug)]
+pub struct Judge {
+    rule: JudgeRule,
+    /// `None` before the baseline is measured.
+    belief: Option<Belief>,
+    /// The incumbent's cost as it was measured.
+    incumbent: f64,
+    /// Whether any program was measured twice.
+    has_controls: bool,
+}
+
+/// A change has to be expected to gain this share of the noise: less is not worth a line of code.
+const WORTHWHILE: f64 = 0.02;
+
+/// A shorter source may be expected to lose this share of the noise.
+const PRICE_OF_LENGTH: f64 = 0.05;
+
+/// A candidate as it was measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// Lower is better.
+    pub cost: f64,
+    /// Whether its source is shorter than the incumbent's.
+    pub is_shorter: bool,
+}
+
+impl Judge {
+    /// A judge that has seen nothing yet.
+    pub fn new(rule: JudgeRule) -> Self {
+        Self { rule, belief: None, incumbent: f64::INFINITY, has_controls: false }
+    }
+
+    /// Decides about a candidate, and learns from it. The first one is the baseline.
+    pub fn decide(&mut self, candidate: Candidate) -> Decision {
+        self.weigh(candidate, None)
+    }
+
+    /// Learns from a trial that was decided before.
+    pub fn remember(&mut self, trial: &Trial) {
+        match (trial.cost(), trial.repeats) {
+            (Some(cost), Some(_)) => self.control(cost),
+            (Some(cost), None) => {
+                let candidate = Candidate { cost, is_shorter: false };
+                self.weigh(candidate, Some(trial.is_kept()));
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// The incumbent was measured again.
+    pub fn control(&mut self, cost: f64) {
+        if let Some(belief) = &mut self.belief {
+            belief.control(cost);
+            self.has_controls = true;
+        }
+    }
+
+    /// The standard deviation of a measurement; `None` as long as nothing was measured twice, and
+    /// it would be a guess.
+    pub fn noise(&self) -> Option<f64> {
+        self.belief.as_ref().filter(|_| self.has_controls).map(Belief::noise)
+    }
+
+    /// By how much the incumbent is truly better than the baseline.
+    pub fn claim(&self) -> Option<Claim> {
+        let (gain, deviation) = self.belief.as_ref()?.gain();
+        Some(Claim { gain, deviation })
+    }
+
+    fn weigh(&mut self, candidate: Candidate, decided: Option<bool>) -> Decision {
+        let Candidate { cost, is_shorter } = candidate;
+        let Some(belief) = &mut self.belief else {
+            self.belief = Some(Belief::new(cost));
+            self.incumbent = cost;
+            return Decision { keep: true, reason: "the baseline".to_owned(), evidence: None };
+        };
+        let assessment = belief.assess(cost);
+        let share = if is_shorter { -PRICE_OF_LENGTH } else { WORTHWHILE };
+        let keep = decided.unwrap_or(match self.rule {
+            JudgeRule::Greedy => cost < self.incumbent,
+            JudgeRule::Posterior => assessment.gain > share * assessment.noise,
+        });
+        belief.settle(&assessment, keep);
+        let change = cost - self.incumbent;
+        let better = if change < 0.0 { "better" } else { "worse" };
+        let mut reason = format!("measured {:.6} {better}", change.abs());
+        if self.rule == JudgeRule::Posterior {
+            reason += &format!(
+                "; truly better with probability {:.2}, by {:.6} as far as one can expect",
+                assessment.improves, assessment.gain
+            );
+            if is_shorter && keep && assessment.gain <= WORTHWHILE * assessment.noise {
+                reason += "; kept because it is shorter";
+            }
+        }
+        if keep {
+            self.incumbent = cost;
+        }
+        let evidence = Evidence {
+            improves: assessment.improves,
+            expected_gain: assessment.gain,
+            noise: assessment.noise,
+        };
+        Decision { keep, reason, evidence: Some(evidence) }
+    }
+}

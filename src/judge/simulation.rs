@@ -1,0 +1,167 @@
+//! Simulated nights: what a rule truly gains, and what it claims.
+//!
+//! Nobody knows what a change to a real trainer truly does. Here it is known, so that a rule's
+//! progress can be told from its luck.
+
+use super::{Candidate, Judge, JudgeRule};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+/// How changes turn out. The noise of one measurement is 1 at first, which is the unit of all gains.
+#[derive(Debug, Clone, Copy)]
+pub struct World {
+    pub name: &'static str,
+    /// Share of changes without any effect.
+    pub nothing: f64,
+    /// Share of the others that help; the rest harms, by the magnitude of a normal deviate of
+    /// scale 3.
+    pub helps: f64,
+    /// Mean gain of those that help; gains are exponentially distributed.
+    pub gain: f64,
+    /// How much louder the noise is at the end of the night than at its beginning.
+    pub drift: f64,
+}
+
+/// The worlds in which rules are compared: many small gains, few large ones, none at all.
+pub const WORLDS: [World; 7] = [
+    World { name: "one in ten helps by 2", nothing: 0.3, helps: 0.1, gain: 2.0, drift: 0.0 },
+    World { name: "one in ten by 0.7", nothing: 0.3, helps: 0.1, gain: 0.7, drift: 0.0 },
+    World { name: "one in five by 0.5", nothing: 0.3, helps: 0.2, gain: 0.5, drift: 0.0 },
+    World { name: "one in twenty by 4", nothing: 0.3, helps: 0.05, gain: 4.0, drift: 0.0 },
+    World { name: "15 % by 1.5, all else harms", nothing: 0.0, helps: 0.15, gain: 1.5, drift: 0.0 },
+    World { name: "nothing has any effect", nothing: 1.0, helps: 0.0, gain: 0.0, drift: 0.0 },
+    World {
+        name: "one in ten by 2, noise doubles",
+        nothing: 0.3,
+        helps: 0.1,
+        gain: 2.0,
+        drift: 1.0,
+    },
+];
+
+/// Measurements a night, control runs included.
+const MEASUREMENTS: usize = 100;
+
+/// Control runs of the baseline at first, and after how many measurements one of the incumbent: as
+/// a study has them by default.
+const CONTROLS: usize = 2;
+const CONTROL_EVERY: usize = 50;
+
+/// The baseline's cost. Against the noise of 1 it is nowhere near what the judge guesses the noise
+/// from: that has to be learned.
+const BASELINE: f64 = 600.0;
+
+/// What many nights in one world came to, on the mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figures {
+    /// By how much the incumbent is truly better than the baseline in the morning.
+    pub true_gain: f64,
+    /// By how much it is said to be.
+    pub claimed_gain: f64,
+    /// The share of nights whose true gain lies in the claim's interval of 95 %. `None` for a rule
+    /// that gives none.
+    pub covered: Option<f64>,
+}
+
+/// Plays `nights` nights of 100 measurements under a rule.
+///
+/// The greedy rule needs no control runs and has none; what it claims is the difference between
+/// the measurements that it kept.
+pub fn play(world: &World, rule: JudgeRule, nights: u64) -> Figures {
+    let (mut truth, mut claimed, mut covered) = (0.0, 0.0, 0usize);
+    for seed in 0..nights {
+        let night = Night::play(world, rule, seed);
+        truth += night.true_gain;
+        claimed += night.claimed_gain;
+        covered += usize::from(night.is_covered);
+    }
+    let count = nights.max(1) as f64;
+    Figures {
+        true_gain: truth / count,
+        claimed_gain: claimed / count,
+        covered: (rule != JudgeRule::Greedy).then_some(covered as f64 / count),
+    }
+}
+
+struct Night {
+    true_gain: f64,
+    claimed_gain: f64,
+    is_covered: bool,
+}
+
+impl Night {
+    fn play(world: &World, rule: JudgeRule, seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut judge = Judge::new(rule);
+        let (mut true_gain, mut first, mut best) = (0.0, 0.0, 0.0);
+        let with_controls = rule != JudgeRule::Greedy;
+        for number in 0..=MEASUREMENTS {
+            let is_control =
+                number <= CONTROLS || (number - CONTROLS).is_multiple_of(CONTROL_EVERY);
+            let is_control = with_controls && number > 0 && is_control;
+            let is_proposal = number > 0 && !is_control;
+            let change = if is_proposal { world.change(&mut rng) } else { 0.0 };
+            let loudness = 1.0 + world.drift * number as f64 / MEASUREMENTS as f64;
+            let noise: f64 = StandardNormal.sample(&mut rng);
+            let cost = BASELINE - true_gain + change + loudness * noise;
+            if is_control {
+                judge.control(cost);
+            } else if judge.decide(Candidate { cost, is_shorter: false }).keep {
+                true_gain -= change;
+                best = cost;
+                if number == 0 {
+                    first = cost;
+                }
+            }
+        }
+        let claim = judge.claim().filter(|_| with_controls);
+        let claimed_gain = claim.map_or(first - best, |claim| claim.gain);
+        let is_covered = claim.is_some_and(|claim| {
+            let (low, high) = claim.interval();
+            (low..=high).contains(&true_gain)
+        });
+        Self { true_gain, claimed_gain, is_covered }
+    }
+}
+
+impl World {
+    /// What a change does to the cost.
+    fn change(&self, rng: &mut ChaCha8Rng) -> f64 {
+        if rng.random::<f64>() < self.nothing {
+            return 0.0;
+        }
+        if rng.random::<f64>() < self.helps {
+            return self.gain * (1.0 - rng.random::<f64>()).ln();
+        }
+        let deviate: f64 = StandardNormal.sample(rng);
+        3.0 * deviate.abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A few nights a world here; `examples/judge.rs` plays as many as one likes.
+    #[test]
+    fn the_judge_gains_what_the_greedy_rule_does_and_claims_what_is_true() {
+        const NIGHTS: u64 = 60;
+        let check = |world: &World| {
+            let greedy = play(world, JudgeRule::Greedy, NIGHTS);
+            let posterior = play(world, JudgeRule::Posterior, NIGHTS);
+            let (claimed, truth) = (posterior.claimed_gain, posterior.true_gain);
+            // So few nights tell the mean gain to about 5 %, and a share to about 3 %.
+            assert!(truth >= 0.85 * greedy.true_gain, "{world:?}: {posterior:?}, {greedy:?}");
+            assert!((claimed - truth).abs() < 0.08 * truth + 0.5, "{world:?}: {posterior:?}");
+            assert!(posterior.covered >= Some(0.85), "{world:?}: {posterior:?}");
+            // What it is there for: the greedy rule's claims are luck in good part.
+            assert!(greedy.claimed_gain - greedy.true_gain > 0.8, "{world:?}: {greedy:?}");
+        };
+        std::thread::scope(|scope| {
+            for world in &WORLDS {
+                scope.spawn(|| check(world));
+            }
+        });
+    }
+}
