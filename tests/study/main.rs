@@ -3,6 +3,7 @@
 //! A study runs its own program again as worker, and a program of the standard test harness cannot
 //! begin with `run_if_worker`, so this one brings its harness along.
 
+mod agents;
 mod chatting;
 mod comparing;
 mod exam;
@@ -33,6 +34,13 @@ fn main() {
     overnight::worker::run_if_worker();
     surviving::run_if_victim();
     let tests = tests![
+        agents:
+            aider_edits_the_trainer,
+            claude_edits_the_trainer,
+            codex_edits_the_trainer,
+            gemini_edits_the_trainer,
+            opencode_edits_the_trainer,
+            pi_edits_the_trainer;
         chatting:
             a_chat_model_completes_a_study;
         comparing:

@@ -86,7 +86,9 @@ impl Agent {
             (Exit::Success, None) => None,
             (Exit::Success, Some(error)) => Some(line(error, 300)),
             (Exit::TimedOut, _) => {
-                Some(format!("it was not done after {} s and was killed", self.limit.as_secs()))
+                let seconds = self.limit.as_secs();
+                let words = line(&words, 300);
+                Some(format!("it was not done after {seconds} s and was killed: {words}"))
             }
             (exit, _) => Some(format!("{exit}: {}", line(&words, 300))),
         };
@@ -155,6 +157,7 @@ impl Agent {
         let takes_prompt = self.spec.words.iter().any(|word| word.contains("{prompt"));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(brief.folder).env("PWD", brief.folder);
+        command.envs(self.spec.environment.iter().copied());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
 
         let logs = brief.folder_of(brief.trial);
@@ -186,8 +189,13 @@ impl Agent {
         };
         let output = read(&stdout, out_from);
         let mut report = Report::read(self.spec.dialect, tail(&output, usize::MAX, OUTPUT_BYTES));
-        if exit != Exit::Success && report.message.is_empty() {
-            report.message = tail(&read(&stderr, err_from), 3, 600).to_owned();
+        if exit != Exit::Success && report.error.is_none() {
+            let complaint = read(&stderr, err_from);
+            // Gemini reports what it did on one stream, and what went wrong on the other.
+            report.error = Report::read(self.spec.dialect, &complaint).error;
+            if report.message.is_empty() {
+                report.message = tail(&complaint, 3, 600).to_owned();
+            }
         }
         Ok((exit, report))
     }

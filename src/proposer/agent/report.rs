@@ -36,7 +36,7 @@ impl Report {
             Dialect::Codex => values(output).for_each(|value| report.codex(&value)),
             Dialect::Gemini => values(output).for_each(|value| report.gemini(&value)),
             Dialect::Opencode => values(output).for_each(|value| report.opencode(&value)),
-            Dialect::Pi => values(output).for_each(|value| report.pi(&value)),
+            Dialect::Pi => report.pi(&values(output).collect::<Vec<_>>()),
             Dialect::Aider => report.aider(output),
             Dialect::Plain => report.message = output.trim().to_owned(),
         }
@@ -84,8 +84,8 @@ impl Report {
                 self.count(sum(&[&usage["input_tokens"], &usage["output_tokens"]]));
                 self.error = None;
             }
-            Some("turn.failed") => self.error = Some(text(&value["error"]["message"])),
-            Some("error") => self.error = Some(text(&value["message"])),
+            Some("turn.failed") => self.error = Some(told(&value["error"]["message"])),
+            Some("error") => self.error = Some(told(&value["message"])),
             _ => {}
         }
     }
@@ -98,7 +98,7 @@ impl Report {
             self.count(model["tokens"]["total"].as_u64());
         }
         if !value["error"].is_null() {
-            self.error = Some(text(&value["error"]["message"]));
+            self.error = Some(told(&value["error"]["message"]));
         }
     }
 
@@ -121,56 +121,67 @@ impl Report {
             Some("error") => {
                 let error = &value["error"];
                 let message = [&error["data"]["message"], &error["message"], &error["name"]];
-                self.error = message.into_iter().find(|m| m.is_string()).map(text);
+                self.error = message.into_iter().find(|m| m.is_string()).map(told);
             }
             _ => {}
         }
     }
 
-    /// Events, a line each; every message of the model has its own usage.
-    fn pi(&mut self, value: &Value) {
-        let message = &value["message"];
-        if value["type"] != "message_end" || message["role"] != "assistant" {
-            return;
+    /// Events, a line each. The last one holds every message of the model, each with its own usage:
+    /// between the lines that tell of a message as it grows, those that tell of its end are lost
+    /// where the output is cut.
+    fn pi(&mut self, values: &[Value]) {
+        let ends = values.iter().filter(|value| value["type"] == "agent_end");
+        let all: Vec<&Value> =
+            ends.filter_map(|end| end["messages"].as_array()).flatten().collect();
+        let single = values.iter().filter(|value| value["type"] == "message_end");
+        // Without an end, it was killed.
+        let messages =
+            if all.is_empty() { single.map(|end| &end["message"]).collect() } else { all };
+        for message in messages.into_iter().filter(|message| message["role"] == "assistant") {
+            let parts = message["content"].as_array().into_iter().flatten();
+            let texts: Vec<_> = parts.filter_map(|part| part["text"].as_str()).collect();
+            if !texts.is_empty() {
+                self.message = texts.join("\n");
+            }
+            let usage = &message["usage"];
+            self.count(sum(&[
+                &usage["input"],
+                &usage["output"],
+                &usage["cacheRead"],
+                &usage["cacheWrite"],
+            ]));
+            self.pay(usage["cost"]["total"].as_f64());
+            self.error = (message["stopReason"] == "error").then(|| told(&message["errorMessage"]));
         }
-        let parts = message["content"].as_array().into_iter().flatten();
-        let texts: Vec<_> = parts.filter_map(|part| part["text"].as_str()).collect();
-        if !texts.is_empty() {
-            self.message = texts.join("\n");
-        }
-        let usage = &message["usage"];
-        self.count(sum(&[
-            &usage["input"],
-            &usage["output"],
-            &usage["cacheRead"],
-            &usage["cacheWrite"],
-        ]));
-        self.pay(usage["cost"]["total"].as_f64());
-        self.error = (message["stopReason"] == "error").then(|| text(&message["errorMessage"]));
     }
 
-    /// Prose, with lines such as `Tokens: 5.2k sent, 310 received. Cost: $0.02 message, $0.02
-    /// session.` behind every answer.
+    /// Prose, with a line such as `Tokens: 5.2k sent, 310 received. Cost: $0.02 message, $0.05
+    /// session.` behind every answer; where a cache is used, the cost has a line of its own.
     fn aider(&mut self, output: &str) {
         let mut message = Vec::new();
         for line in output.lines() {
-            if let Some(counts) = line.strip_prefix("Tokens: ") {
-                let mut words = counts.split_whitespace().peekable();
+            if line.starts_with("Tokens: ") || line.starts_with("Cost: ") {
+                let mut words = line.split_whitespace().peekable();
                 while let Some(word) = words.next() {
                     let unit = words.peek().map_or("", |unit| unit.trim_end_matches([',', '.']));
                     match (word.strip_prefix('$'), unit) {
-                        (Some(dollars), "message") => self.pay(dollars.parse().ok()),
+                        // A sum of all so far, rounded once.
+                        (Some(dollars), "session") => self.usage.usd = dollars.parse().ok(),
                         (None, "sent" | "received") => self.count(thousands(word)),
                         _ => {}
                     }
                 }
-            } else if !line.starts_with("Applied edit to ") {
-                message.push(line);
-            }
-            if line.starts_with("litellm.") {
-                self.error = Some(line.to_owned());
+            } else if line.starts_with("Added ") && line.contains(" to the chat") {
+                // The last words before the model's.
+                message.clear();
             } else if line.starts_with("Applied edit to ") {
                 self.error = None;
+            } else {
+                if line.starts_with("litellm.") || line.ends_with(" failed to match!") {
+                    self.error = Some(line.trim_start_matches("# ").to_owned());
+                }
+                message.push(line);
             }
         }
         self.message = message.join("\n").trim().to_owned();
@@ -187,7 +198,9 @@ impl Report {
 
 /// The JSON values of an output: of its lines, or of all of it, between whatever else it says.
 fn values(output: &str) -> impl Iterator<Item = Value> {
-    let whole = output.find('{').and_then(|brace| {
+    // Behind whatever else it says, or before it.
+    let brace = output.rfind("\n{").map(|end| end + 1).or_else(|| output.find('{'));
+    let whole = brace.and_then(|brace| {
         serde_json::Deserializer::from_str(&output[brace..]).into_iter().next()?.ok()
     });
     let lines: Vec<Value> = output
@@ -201,6 +214,16 @@ fn values(output: &str) -> impl Iterator<Item = Value> {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().trim().to_owned()
+}
+
+/// What an error says: some hand on the JSON that a server answered.
+fn told(message: &Value) -> String {
+    let message = text(message);
+    let answer = serde_json::from_str(&message).unwrap_or(Value::Null);
+    match answer["error"]["message"].as_str() {
+        Some(inner) => inner.trim().to_owned(),
+        None => message,
+    }
 }
 
 fn sum(numbers: &[&Value]) -> Option<u64> {

@@ -19,6 +19,7 @@ pub struct AgentSpec {
     text: String,
     pub(super) name: String,
     pub(super) words: Vec<String>,
+    pub(super) environment: &'static [(&'static str, &'static str)],
     pub(super) dialect: Dialect,
 }
 
@@ -26,6 +27,7 @@ pub struct AgentSpec {
 struct Preset {
     name: &'static str,
     words: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
     dialect: Dialect,
 }
 
@@ -40,9 +42,15 @@ const PRESETS: &[Preset] = &[
             "json",
             "--permission-mode",
             "acceptEdits",
-            "--allowedTools",
+            "--tools",
             "Read,Edit,Write,Glob,Grep",
+            "--strict-mcp-config",
+            "--no-session-persistence",
+            // Without a name, a model is asked for one.
+            "--name",
+            "overnight",
         ],
+        environment: &[],
         dialect: Dialect::Claude,
     },
     Preset {
@@ -54,20 +62,41 @@ const PRESETS: &[Preset] = &[
             "--sandbox",
             "workspace-write",
             "--skip-git-repo-check",
+            "--ephemeral",
             "--cd",
             "{folder}",
             "-",
         ],
+        environment: &[],
         dialect: Dialect::Codex,
     },
     Preset {
         name: "gemini",
         words: &["gemini", "--output-format", "json", "--approval-mode", "auto_edit"],
+        // It edits nothing in a folder that nobody has said to trust.
+        environment: &[("GEMINI_CLI_TRUST_WORKSPACE", "true")],
         dialect: Dialect::Gemini,
     },
     Preset {
         name: "opencode",
-        words: &["opencode", "run", "--format", "json", "--auto", "--dir", "{folder}", "{prompt}"],
+        words: &[
+            "opencode",
+            "run",
+            "--format",
+            "json",
+            "--auto",
+            // Without a title, a model is asked for one.
+            "--title",
+            "overnight",
+            "--dir",
+            "{folder}",
+            "{prompt}",
+        ],
+        // What is not denied, `--auto` allows.
+        environment: &[(
+            "OPENCODE_PERMISSION",
+            r#"{"bash":"deny","task":"deny","webfetch":"deny","external_directory":"deny"}"#,
+        )],
         dialect: Dialect::Opencode,
     },
     Preset {
@@ -84,17 +113,23 @@ const PRESETS: &[Preset] = &[
             "--no-show-release-notes",
             "--no-detect-urls",
             "--no-suggest-shell-commands",
+            "--no-show-model-warnings",
+            "--no-analytics",
             "--read",
             "program.md",
             "--read",
             "HISTORY.md",
             "{file}",
         ],
+        // It breaks its lines at the width of a terminal, and `--yes-always` has it open the pages
+        // that its errors name.
+        environment: &[("COLUMNS", "1000"), ("BROWSER", "true")],
         dialect: Dialect::Aider,
     },
     Preset {
         name: "pi",
         words: &["pi", "-p", "--mode", "json", "--no-session", "--tools", "read,edit,write"],
+        environment: &[],
         dialect: Dialect::Pi,
     },
 ];
@@ -125,8 +160,9 @@ impl FromStr for AgentSpec {
             Some("--") => Some(&words[2..]),
             Some(_) => None,
         };
+        let environment = preset.map_or(&[][..], |preset| preset.environment);
         let spec = |name: &str, words, dialect| {
-            Ok(Self { text: text.to_owned(), name: name.to_owned(), words, dialect })
+            Ok(Self { text: text.to_owned(), name: name.to_owned(), words, environment, dialect })
         };
         match (preset, added) {
             (Some(preset), Some(added)) => {
