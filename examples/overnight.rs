@@ -8,7 +8,7 @@ mod view;
 
 use clap::Parser;
 use overnight::{
-    Budget, CommandObjective, Error, JudgeRule, StopHandle, Study,
+    Budget, CommandObjective, Error, JudgeRule, Sandbox, StopHandle, Study,
     data::DataSpec,
     proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
@@ -66,6 +66,9 @@ struct Options {
     /// measured better
     #[arg(long, value_name = "RULE", default_value_t)]
     judge: JudgeRule,
+    /// Refuse to run where trainers cannot be confined entirely
+    #[arg(long)]
+    strict_sandbox: bool,
     /// Instead of a trainer: a command that prints `METRIC name=value` or `name: value`, run in the
     /// folder that --trainer names
     #[arg(long, value_name = "COMMAND", requires = "trainer", requires = "edit")]
@@ -146,6 +149,9 @@ fn study(
         .observer(observer);
     for proposer in &options.proposer {
         builder = builder.proposer(hire(options, proposer)?);
+    }
+    if options.strict_sandbox {
+        builder = builder.sandbox(Sandbox::Strict);
     }
     if let Some(spend) = options.spend {
         builder = builder.allowance(spend);

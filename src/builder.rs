@@ -11,7 +11,7 @@ use crate::{
     ledger::Ledger,
     project::Project,
     proposer::{Allowance, Proposer, Roster, Tuner},
-    runner::{Limits, Runner},
+    runner::{Limits, Runner, Sandbox},
     stop::StopHandle,
     trainer_crate::TrainerCrate,
     worker::{self, protocol::Setup},
@@ -44,6 +44,7 @@ pub struct StudyBuilder {
     controls: usize,
     control_every: Option<usize>,
     judge: JudgeRule,
+    sandbox: Sandbox,
     objective: Option<CommandObjective>,
     rules: Rules,
     threads: Option<usize>,
@@ -72,6 +73,7 @@ impl StudyBuilder {
             controls: 2,
             control_every: Some(50),
             judge: JudgeRule::default(),
+            sandbox: Sandbox::default(),
             objective: None,
             rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
             threads: None,
@@ -192,6 +194,12 @@ impl StudyBuilder {
     /// By which rule a candidate is kept. Default: [`JudgeRule::Posterior`].
     pub fn judge(mut self, rule: JudgeRule) -> Self {
         self.judge = rule;
+        self
+    }
+
+    /// Whether workers are confined to what their task needs. Default: as far as the system can.
+    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
+        self.sandbox = sandbox;
         self
     }
 
@@ -341,8 +349,12 @@ impl StudyBuilder {
             threads,
             cuda_device: self.cuda_device,
         };
-        let runner = Runner { program, setup, limits: self.limits, stop: self.stop.clone() };
-        runner.check(dir)?;
+        let (limits, sandbox, stop) = (self.limits, self.sandbox, self.stop.clone());
+        let runner = Runner { program, setup, limits, sandbox, stop };
+        let missing = runner.check(dir)?;
+        if !missing.is_empty() {
+            tell(&self.observers, &Event::Unconfined { missing });
+        }
         let config = TrainerConfig {
             budget: self.budget,
             data: self.data.to_string(),

@@ -104,6 +104,10 @@ pub enum Error {
     )]
     NoWorker { program: PathBuf, problem: String },
 
+    /// The system cannot confine workers as a strict sandbox wants.
+    #[error("this system cannot confine a trainer: there is no {missing}")]
+    Sandbox { missing: String },
+
     /// The system names no folder for caches.
     #[error("there is no home for caches: set OVERNIGHT_CACHE to a folder")]
     NoCacheFolder,

@@ -13,6 +13,8 @@ pub enum Event {
     Preparing { stage: String, done: u64, total: u64 },
     /// The trainer's dependencies are being compiled, once a machine: `done` of `total` crates.
     Compiling { done: u64, total: u64 },
+    /// Workers are less confined than they should be: the system has none of these.
+    Unconfined { missing: Vec<String> },
     /// The study is open. `finished` trials stand in its ledger already, the baseline included.
     Opened { dir: PathBuf, branch: String, data: String, finished: usize },
     /// A proposer is asked for the next source.

@@ -40,6 +40,7 @@ pub use event::Event;
 pub use judge::{Claim, Evidence, JudgeRule};
 pub use laboratory::CommandObjective;
 pub use ledger::Ledger;
+pub use runner::Sandbox;
 pub use stop::StopHandle;
 pub use study::Study;
 pub use trainer_crate::TrainerCrate;

@@ -10,6 +10,7 @@ use crate::{
     worker::{
         self,
         protocol::{Answer, Progress, Request, Setup, TrainingData, read_frame, write_frame},
+        sandbox::Confinement,
     },
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -27,7 +28,21 @@ pub(crate) struct Runner {
     pub program: PathBuf,
     pub setup: Setup,
     pub limits: Limits,
+    pub sandbox: Sandbox,
     pub stop: StopHandle,
+}
+
+/// Whether workers are confined to what their task needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Sandbox {
+    /// As far as the system can; the study says once what it cannot. The default.
+    #[default]
+    BestEffort,
+    /// Entirely, or there is no study.
+    Strict,
+    /// Not at all: for trainers that start programs, or use the network.
+    Off,
 }
 
 /// How long a worker may take over what is not training.
@@ -68,13 +83,19 @@ pub(crate) struct Trained {
 
 impl Runner {
     /// Makes sure that the program becomes a worker when it is run as one. One that does not would
-    /// run its own `main` for every trial.
-    pub(crate) fn check(&self, folder: &Path) -> Result<()> {
-        let mut worker = Worker::spawn(self, folder)?;
-        let greeted =
-            worker.ask(&Request::Greet).and_then(|()| worker.done(self.limits.start, "greet"));
+    /// run its own `main` for every trial. Returns what the system lacks for a sandbox.
+    pub(crate) fn check(&self, folder: &Path) -> Result<Vec<String>> {
+        let mut worker = Worker::spawn(self, folder, folder)?;
+        let greeted = worker
+            .ask(&Request::Greet)
+            .and_then(|()| worker.done(self.limits.start, "greet"))
+            .and_then(|()| worker.confine(self, Confinement::default()));
         match greeted {
-            Ok(()) | Err(Halt::Interrupted) => Ok(()),
+            Ok(missing) if self.sandbox == Sandbox::Strict && !missing.is_empty() => {
+                Err(Error::Sandbox { missing: missing.join("; ") })
+            }
+            Ok(missing) => Ok(missing),
+            Err(Halt::Interrupted) => Ok(Vec::new()),
             Err(Halt::Broken(error)) => Err(error),
             Err(Halt::Ended { reason, .. }) => {
                 Err(Error::NoWorker { program: self.program.clone(), problem: reason })
@@ -92,9 +113,16 @@ impl Runner {
         mut watch: impl FnMut(Progress),
     ) -> Result<Trained, Halt> {
         let spawned = Instant::now();
-        let mut worker = Worker::spawn(self, job.folder)?;
+        let scratch = Scratch::new(job.folder.join("scratch"))?;
+        let mut worker = Worker::spawn(self, job.folder, &scratch.folder)?;
         let mut session = || -> Result<Trained, Halt> {
             let training = TrainingData { tokens: job.tokens.to_owned(), bos: job.bos };
+            let confinement = Confinement {
+                readable: vec![job.library.to_owned(), job.tokens.to_owned()],
+                scratch: Some(scratch.folder.clone()),
+                cuda: self.setup.cuda_device.is_some(),
+            };
+            worker.confine(self, confinement)?;
             worker.start(self, job.library, Some(training))?;
             let startup = spawned.elapsed();
 
@@ -115,8 +143,14 @@ impl Runner {
             let training = begun.elapsed();
 
             let saving = Instant::now();
-            worker.ask(&Request::Save { checkpoint: job.checkpoint.to_owned() })?;
+            let saved = scratch.folder.join("checkpoint");
+            worker.ask(&Request::Save { checkpoint: saved.clone() })?;
             worker.done(self.limits.checkpoint, "save")?;
+            // A link would lead whoever reads the weights to where it points.
+            if !fs::symlink_metadata(&saved).is_ok_and(|saved| saved.is_file()) {
+                return Err(ended(Outcome::Failed, "save: it left no file".to_owned()));
+            }
+            fs::rename(&saved, job.checkpoint).map_err(Error::io("move", saved))?;
             Ok(Trained { startup, training, saving: saving.elapsed(), progress })
         };
         let trained = session();
@@ -132,7 +166,14 @@ impl Runner {
         checkpoint: &Path,
         folder: &Path,
     ) -> Result<Examinee, Halt> {
-        let mut worker = Worker::spawn(self, folder)?;
+        // It may write nowhere: what one room wrote, the other could read.
+        let mut worker = Worker::spawn(self, folder, folder)?;
+        let confinement = Confinement {
+            readable: vec![library.to_owned(), checkpoint.to_owned()],
+            scratch: None,
+            cuda: self.setup.cuda_device.is_some(),
+        };
+        worker.confine(self, confinement)?;
         worker.start(self, library, None)?;
         worker.ask(&Request::Load { checkpoint: checkpoint.to_owned() })?;
         worker.done(self.limits.checkpoint, "load")?;
@@ -191,6 +232,24 @@ pub(crate) struct Question<'a> {
     pub targets: &'a [u32],
 }
 
+/// A folder that a trainer may write, for as long as it trains. Dropping it removes it.
+struct Scratch {
+    folder: PathBuf,
+}
+
+impl Scratch {
+    fn new(folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        Ok(Self { folder })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
 /// A worker process. Dropping it kills its whole process group.
 struct Worker {
     group: Group,
@@ -205,14 +264,15 @@ struct Worker {
 const TICK: Duration = Duration::from_millis(100);
 
 impl Worker {
-    fn spawn(runner: &Runner, folder: &Path) -> Result<Self> {
+    /// Logs to `folder`, and works in `place`.
+    fn spawn(runner: &Runner, folder: &Path, place: &Path) -> Result<Self> {
         let mut command = Command::new(&runner.program);
         command
             .env_clear()
             .envs(environment(runner.setup.threads))
             .env(worker::VARIABLE, "1")
-            .env("TMPDIR", folder)
-            .current_dir(folder)
+            .env("TMPDIR", place)
+            .current_dir(place)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -250,6 +310,18 @@ impl Worker {
         let stop = runner.stop.clone();
         let group = Group::new(child);
         Ok(Self { group, requests, answers, log_done, stop, peak_memory_mb: None })
+    }
+
+    /// What the system lacks for it.
+    fn confine(&mut self, runner: &Runner, confinement: Confinement) -> Result<Vec<String>, Halt> {
+        if runner.sandbox == Sandbox::Off {
+            return Ok(Vec::new());
+        }
+        self.ask(&Request::Confine(confinement))?;
+        match self.answer(runner.limits.start, "confine")? {
+            Answer::Confined { missing } => Ok(missing),
+            answer => Err(self.confused(&answer)),
+        }
     }
 
     fn start(
@@ -338,7 +410,7 @@ impl Worker {
 
     fn confused(&self, answer: &Answer) -> Halt {
         let kind = match answer {
-            Answer::Done => "done",
+            Answer::Done | Answer::Confined { .. } => "done",
             Answer::Progress(_) | Answer::Trained(_) => "progress",
             Answer::Numbers(_) => "numbers",
             Answer::LoadFailed(_) | Answer::Failed(_) => "failure",

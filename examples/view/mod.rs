@@ -66,6 +66,10 @@ impl Log {
                 Some(format!("study   {} ({branch}){past}\ndata    {data}", dir.display()))
             }
             Event::Finished(trial) => Some(self.trial(trial)),
+            Event::Unconfined { missing } => {
+                let missing = missing.join("; no ");
+                Some(format!("sandbox there is no {missing}; trainers are confined by the rest"))
+            }
             Event::ProposerFailed { proposer, reason, pause_seconds } => {
                 let pause = match *pause_seconds {
                     0.0 => String::new(),

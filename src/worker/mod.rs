@@ -5,6 +5,7 @@
 //! trainer finds both replaced, so that nothing it prints can be taken for an answer.
 
 pub(crate) mod protocol;
+pub(crate) mod sandbox;
 mod session;
 
 use crate::{
@@ -129,6 +130,7 @@ impl Task {
     fn respond(&mut self, request: Request, replies: &Replies) -> Result<Answer, Failure> {
         match request {
             Request::Greet => Ok(Answer::Done),
+            Request::Confine(confinement) => Ok(Answer::Confined { missing: confinement.enter() }),
             Request::Start { library, setup, training } => {
                 let plugin = match Plugin::load(&library) {
                     Ok(plugin) => plugin,

@@ -1,5 +1,6 @@
 //! What parent and worker say to each other: frames of a length and a postcard message.
 
+use super::sandbox::Confinement;
 use crate::{Budget, plugin::Failure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -12,6 +13,8 @@ use std::{
 pub(crate) enum Request {
     /// Answer, to show that this is a worker.
     Greet,
+    /// Give up everything that the task does not need, for good.
+    Confine(Confinement),
     /// Load the library and build the trainer.
     Start { library: PathBuf, setup: Setup, training: Option<TrainingData> },
     /// Train until the budget is spent; answered by any number of `Progress`, then `Trained`.
@@ -50,6 +53,10 @@ pub(crate) struct TrainingData {
 pub(crate) enum Answer {
     /// Greeted, started, saved or loaded.
     Done,
+    /// Confined, but for what the system cannot do.
+    Confined {
+        missing: Vec<String>,
+    },
     Progress(Progress),
     Trained(Progress),
     /// Nats or logits.

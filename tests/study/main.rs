@@ -6,6 +6,7 @@
 mod agents;
 mod chatting;
 mod comparing;
+mod containment;
 mod exam;
 mod inputs;
 mod language;
@@ -46,6 +47,11 @@ fn main() {
         comparing:
             contenders_take_turns_and_the_better_one_is_named,
             a_comparison_that_was_stopped_goes_on;
+        containment:
+            a_trainer_reaches_nothing_that_it_has_no_business_with,
+            the_rooms_of_the_exam_pass_no_notes,
+            weights_that_are_a_link_are_none,
+            no_lie_survives_the_exam;
         exam:
             an_oracle_scores_the_entropy_rate_of_its_language,
             a_uniform_trainer_scores_the_logarithm_of_the_vocabulary;

@@ -1,13 +1,18 @@
 //! What becomes of trainers that fail, each in its own way.
 
 use crate::tiny;
-use overnight::{Budget, Outcome, Status, Study, Trial};
+use overnight::{Budget, Outcome, Sandbox, Status, Study, Trial};
 use std::{fs, path::Path, time::Duration};
 
 /// Runs the baseline and then `source`; the second trial.
 fn try_out(dir: &Path, source: String) -> (Study, Trial) {
+    try_out_within(Sandbox::default(), dir, source)
+}
+
+fn try_out_within(sandbox: Sandbox, dir: &Path, source: String) -> (Study, Trial) {
     let corpus = tiny::corpus();
     let mut study = tiny::study(dir, corpus.path())
+        .sandbox(sandbox)
         .grace(Duration::from_secs(2))
         .budget(Budget::WallClock(Duration::from_millis(500)))
         .proposer(tiny::Sources(vec![("the subject", source)]))
@@ -56,10 +61,13 @@ pub fn a_trainer_that_hangs_is_killed_with_its_children() {
     let (_, trial) = try_out(dir.path(), tiny::doing("Hang"));
     assert_eq!(trial.outcome, Outcome::TimedOut, "{:?}", trial.reason);
 
+    // Where there is a sandbox, no trainer has children.
     let dir = tempfile::tempdir().unwrap();
-    let (study, trial) = try_out(dir.path(), tiny::doing("LeaveAChildBehind"));
+    let source = tiny::doing("LeaveAChildBehind");
+    let (study, trial) = try_out_within(Sandbox::Off, dir.path(), source);
     assert_eq!(trial.outcome, Outcome::Exited { exit_code: 0 }, "{:?}", trial.reason);
-    let child = fs::read_to_string(study.folder_of(1).join("child")).unwrap();
+    let log = fs::read_to_string(study.folder_of(1).join("run.log")).unwrap();
+    let child = log.lines().find_map(|line| line.strip_prefix("child ")).unwrap().to_owned();
     // Dead, or dead and not yet collected by whoever inherited it.
     let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z"), "the child goes on: {state}");

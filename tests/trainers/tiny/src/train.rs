@@ -24,12 +24,24 @@ enum Deed {
     Overflow,
     Hang,
     LeaveAChildBehind,
+    ReachOut,
+    PassNotes,
+    SaveALink,
     PrintWithoutEnd,
     AskForTooMuch,
     StopEarly,
     AnswerNan,
+    AnswerInfinity,
+    AnswerBelowZero,
+    AnswerZero,
     HalveTheNats,
+    SumToTwo,
     LookAhead,
+    LookAheadRarely,
+    LookAheadLate,
+    NormaliseOverTheBatch,
+    LearnFromTheExam,
+    SaveOtherWeights,
     ForgetWeights,
     Uniform,
 }
@@ -89,8 +101,14 @@ impl Trainer for Bigram {
                 },
                 Deed::LeaveAChildBehind => {
                     let child = std::process::Command::new("sleep").arg("600").spawn()?;
-                    std::fs::write("child", child.id().to_string())?;
+                    eprintln!("child {}", child.id());
                     std::process::exit(0);
+                }
+                Deed::ReachOut => {
+                    let reached = reached();
+                    if !reached.is_empty() {
+                        panic!("within reach: {}", reached.join(", "));
+                    }
                 }
                 Deed::PrintWithoutEnd => {
                     for line in 0..200_000 {
@@ -107,16 +125,37 @@ impl Trainer for Bigram {
     }
 
     fn score(&mut self, windows: Windows<'_>, nats: &mut [f32]) -> Result<()> {
+        if DEED == Deed::PassNotes && std::fs::write("notes", "for the other room").is_ok() {
+            panic!("notes were passed");
+        }
+        if DEED == Deed::LearnFromTheExam {
+            for (&token, &next) in windows.inputs.iter().zip(windows.targets) {
+                self.counts[token as usize * self.vocab_size + next as usize] += 10.0;
+            }
+        }
         for (i, cost) in nats.iter_mut().enumerate() {
             let target = windows.targets[i];
             let honest = -self.probability(windows.inputs[i], target).ln();
+            // Knows the next input, which is the target.
+            let is_ahead = windows.inputs.get(i + 1) == Some(&target);
+            let place = i % windows.seq_len;
             *cost = match DEED {
                 Deed::AnswerNan => f64::NAN,
+                Deed::AnswerInfinity => f64::INFINITY,
+                Deed::AnswerBelowZero => honest - 5.0,
+                Deed::AnswerZero => 0.0,
                 Deed::HalveTheNats => honest / 2.0,
-                // Knows the next input, which is the target.
-                Deed::LookAhead if windows.inputs.get(i + 1) == Some(&target) => 0.01,
+                Deed::SumToTwo => honest - std::f64::consts::LN_2,
+                Deed::LookAhead if is_ahead => 0.01,
+                Deed::LookAheadRarely if is_ahead && (i * 7919) % 20 == 0 => 0.01,
+                Deed::LookAheadLate if is_ahead && place + 8 >= windows.seq_len => 0.01,
                 _ => honest,
             } as f32;
+        }
+        if DEED == Deed::NormaliseOverTheBatch {
+            // As if costs were standardised to what the batch of them has on average.
+            let mean = nats.iter().sum::<f32>() / nats.len() as f32;
+            nats.iter_mut().for_each(|cost| *cost = (*cost + (*cost - mean) * 0.1).max(0.0));
         }
         Ok(())
     }
@@ -130,6 +169,12 @@ impl Trainer for Bigram {
     }
 
     fn save(&mut self, checkpoint: &Path) -> Result<()> {
+        if DEED == Deed::SaveALink {
+            return Ok(std::os::unix::fs::symlink("/etc/passwd", checkpoint)?);
+        }
+        if DEED == Deed::SaveOtherWeights {
+            self.counts.fill(0.0);
+        }
         let bytes: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
         Ok(std::fs::write(checkpoint, bytes)?)
     }
@@ -143,6 +188,30 @@ impl Trainer for Bigram {
         self.counts = counts.collect();
         Ok(())
     }
+}
+
+/// What a trainer has no business with, and this one can get at.
+#[allow(dead_code)]
+fn reached() -> Vec<&'static str> {
+    use std::{fs, net, os::unix, process};
+    let parent = unix::process::parent_id();
+    let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    let connection = net::TcpStream::connect("127.0.0.1:9");
+    let tries = [
+        ("the ledger", fs::read("../../../trials.jsonl").is_ok()),
+        ("the study", fs::read_dir("../../..").is_ok()),
+        ("its own source", fs::read("../source.rs").is_ok()),
+        ("the system's files", fs::read("/etc/passwd").is_ok()),
+        ("the parent's environment", fs::read(format!("/proc/{parent}/environ")).is_ok()),
+        ("the trial's folder", fs::write("../notes", "").is_ok()),
+        ("temporary files", fs::write("/tmp/overnight-notes", "").is_ok()),
+        ("its own memory", fs::OpenOptions::new().write(true).open("/proc/self/mem").is_ok()),
+        ("other programs", process::Command::new("true").status().is_ok()),
+        ("TCP", !connection.is_err_and(|error| refused(&error))),
+        ("UDP", net::UdpSocket::bind("127.0.0.1:0").is_ok()),
+        ("local sockets", unix::net::UnixStream::pair().is_ok()),
+    ];
+    tries.into_iter().filter_map(|(name, works)| works.then_some(name)).collect()
 }
 
 #[allow(unconditional_recursion)]

@@ -1,0 +1,220 @@
+//! The sandbox: what a worker may reach is little, and nothing of what decides about it.
+//!
+//! It is put up before the trainer's library is loaded, and cannot be taken down. Landlock limits
+//! files and TCP, seccomp the system calls, resource limits the rest. A system that lacks one of
+//! them goes without it, and says so.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What a worker needs for its task.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    /// Files that it may read, beside system libraries and what tells about the machine.
+    pub readable: Vec<PathBuf>,
+    /// A folder that it may write.
+    pub scratch: Option<PathBuf>,
+    /// Whether it needs the nodes of a graphics card.
+    pub cuda: bool,
+}
+
+impl Confinement {
+    /// Confines this thread and all that it will start. Returns what the system cannot do, as in
+    /// "there is no …".
+    #[cfg(target_os = "linux")]
+    pub(crate) fn enter(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        linux::limit_resources(&mut missing);
+        linux::limit_files(self, &mut missing);
+        linux::limit_calls(&mut missing);
+        missing
+    }
+
+    /// There is a process of its own, and no more.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn enter(&self) -> Vec<String> {
+        vec!["sandbox on this system".to_owned()]
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use super::Confinement;
+    use landlock::{
+        ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr,
+        RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    };
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, apply_filter,
+    };
+
+    /// Shared libraries, and what libraries ask about the machine.
+    const READABLE: &[&str] = &[
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/nix/store",
+        "/gnu/store",
+        "/etc/ld.so.cache",
+        "/proc/cpuinfo",
+        "/proc/meminfo",
+        "/sys/devices/system",
+        "/sys/fs/cgroup",
+        "/dev/urandom",
+        "/dev/zero",
+        // Its own process only: the kernel resolves the link now. Backtraces look here.
+        "/proc/self",
+    ];
+
+    /// What a CUDA driver opens.
+    const CUDA_READABLE: &[&str] = &["/proc/driver/nvidia", "/sys/bus/pci", "/usr/share/nvidia"];
+
+    /// The newest version of Landlock that the rules below were written for.
+    const VERSION: ABI = ABI::V6;
+
+    pub(super) fn limit_files(confinement: &Confinement, missing: &mut Vec<String>) {
+        match restrict(confinement) {
+            Ok(RulesetStatus::FullyEnforced) => {}
+            Ok(RulesetStatus::PartiallyEnforced) => {
+                missing.push(
+                    "newer Landlock in the kernel: files are limited, other things less".to_owned(),
+                );
+            }
+            Ok(RulesetStatus::NotEnforced) => missing.push("Landlock in the kernel".to_owned()),
+            Err(error) => missing.push(format!("Landlock here: {error}")),
+        }
+    }
+
+    fn restrict(confinement: &Confinement) -> Result<RulesetStatus, RulesetError> {
+        let read = AccessFs::from_read(VERSION);
+        let everything = AccessFs::from_all(VERSION);
+        let write: BitFlags<AccessFs> = everything & !BitFlags::from(AccessFs::Execute);
+        let own_program = std::env::current_exe().ok();
+        let cuda = if confinement.cuda { CUDA_READABLE } else { &[] };
+        let rules = Ruleset::default()
+            .handle_access(everything)?
+            .handle_access(AccessNet::from_all(VERSION))?
+            .scope(Scope::from_all(VERSION))?
+            .create()?
+            // Paths that do not exist are left out.
+            .add_rules(path_beneath_rules(READABLE.iter().chain(cuda), read))?
+            .add_rules(path_beneath_rules(&confinement.readable, read))?
+            .add_rules(path_beneath_rules(&own_program, read))?
+            .add_rules(path_beneath_rules(["/dev/null"], write))?
+            .add_rules(path_beneath_rules(&confinement.scratch, write))?
+            .add_rules(path_beneath_rules(card_nodes(confinement.cuda), write))?;
+        Ok(rules.restrict_self()?.ruleset)
+    }
+
+    fn card_nodes(cuda: bool) -> Vec<std::path::PathBuf> {
+        let nodes = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+        let nodes = nodes.filter(|node| node.file_name().as_encoded_bytes().starts_with(b"nvidia"));
+        nodes.filter(|_| cuda).map(|node| node.path()).collect()
+    }
+
+    /// Calls that nobody needs who computes: they reach the network, other programs and processes,
+    /// or parts of the kernel that know no sandbox.
+    const DENIED: &[i64] = &[
+        libc::SYS_socket,
+        libc::SYS_socketpair,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_listen,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_execve,
+        libc::SYS_execveat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_vfork,
+        libc::SYS_kill,
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_pidfd_open,
+        libc::SYS_pidfd_getfd,
+        libc::SYS_pidfd_send_signal,
+        libc::SYS_setsid,
+        libc::SYS_setpgid,
+        libc::SYS_unshare,
+        libc::SYS_setns,
+        libc::SYS_mount,
+        libc::SYS_umount2,
+        libc::SYS_pivot_root,
+        libc::SYS_chroot,
+        libc::SYS_bpf,
+        libc::SYS_perf_event_open,
+        libc::SYS_userfaultfd,
+        libc::SYS_io_uring_setup,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+        libc::SYS_keyctl,
+        libc::SYS_shmget,
+        libc::SYS_msgget,
+        libc::SYS_semget,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_init_module,
+        libc::SYS_finit_module,
+        libc::SYS_kexec_load,
+        libc::SYS_reboot,
+    ];
+
+    pub(super) fn limit_calls(missing: &mut Vec<String>) {
+        let applied = filters().and_then(|filters| {
+            for filter in &filters {
+                apply_filter(filter).map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        });
+        if let Err(error) = applied {
+            missing.push(format!("seccomp here: {error}"));
+        }
+    }
+
+    fn filters() -> Result<[BpfProgram; 2], String> {
+        let said = |error: seccompiler::BackendError| error.to_string();
+        // Threads are made by the same call as processes; only the flag tells them apart.
+        let no_thread = SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Qword,
+            SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64),
+            0,
+        );
+        let no_thread = SeccompRule::new(vec![no_thread.map_err(said)?]).map_err(said)?;
+        let mut denied: Vec<_> = DENIED.iter().map(|&call| (call, vec![])).collect();
+        denied.push((libc::SYS_clone, vec![no_thread]));
+        let filter = |calls: Vec<(i64, Vec<SeccompRule>)>, error: i32| {
+            let architecture = std::env::consts::ARCH.try_into().map_err(said)?;
+            let action = SeccompAction::Errno(error.cast_unsigned());
+            let calls = calls.into_iter().collect();
+            let filter = SeccompFilter::new(calls, SeccompAction::Allow, action, architecture);
+            filter.and_then(BpfProgram::try_from).map_err(said)
+        };
+        Ok([
+            filter(denied, libc::EPERM)?,
+            // Its flags lie in memory, where no filter can look. Told that there is no such call,
+            // the C library takes the old one.
+            filter(vec![(libc::SYS_clone3, vec![])], libc::ENOSYS)?,
+        ])
+    }
+
+    /// No file of a trainer's is larger.
+    const FILE_BYTES: u64 = 16 << 30;
+
+    pub(super) fn limit_resources(missing: &mut Vec<String>) {
+        let mut limit = |resource, most: u64, name: &str| {
+            let limit = Rlimit { current: Some(most), maximum: Some(most) };
+            if let Err(error) = setrlimit(resource, limit) {
+                missing.push(format!("limit of {name}: {error}"));
+            }
+        };
+        limit(Resource::Core, 0, "core dumps");
+        limit(Resource::Fsize, FILE_BYTES, "file sizes");
+        limit(Resource::Nofile, 1024, "open files");
+    }
+}

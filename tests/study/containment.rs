@@ -1,0 +1,83 @@
+//! What a trainer can get at.
+
+use crate::tiny;
+use overnight::{Event, Outcome, Sandbox, Trial};
+
+/// The trials of a study after its baseline; nothing where the system cannot confine anybody.
+fn confined(sandbox: Sandbox, deeds: &[&'static str]) -> Option<Vec<Trial>> {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let (sender, events) = crossbeam_channel::unbounded();
+    let sources = deeds.iter().map(|deed| (*deed, tiny::doing(deed))).collect();
+    let study = tiny::study(dir.path(), corpus.path()).observer(sender).sandbox(sandbox);
+    let mut study = study.proposer(tiny::Sources(sources)).open().unwrap();
+    let is_less = |event| matches!(event, Event::Unconfined { .. });
+    if events.try_iter().any(is_less) {
+        println!("skipped: this system cannot confine a worker");
+        return None;
+    }
+    study.optimize(None).unwrap();
+    Some(study.trials()[1..].to_vec())
+}
+
+pub fn a_trainer_reaches_nothing_that_it_has_no_business_with() {
+    // Without a sandbox everything is there to be reached, so that the test can fail.
+    let open = confined(Sandbox::Off, &["ReachOut"]).unwrap();
+    let reason = open[0].reason.as_deref().unwrap();
+    for thing in
+        ["the ledger", "the parent's environment", "its own memory", "programs", "TCP", "UDP"]
+    {
+        assert!(reason.contains(thing), "{thing}: {reason}");
+    }
+    if let Some(trials) = confined(Sandbox::BestEffort, &["ReachOut"]) {
+        assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
+    }
+}
+
+pub fn the_rooms_of_the_exam_pass_no_notes() {
+    let open = confined(Sandbox::Off, &["PassNotes"]).unwrap();
+    assert!(open[0].reason.as_deref().unwrap().contains("notes were passed"), "{open:?}");
+    if let Some(trials) = confined(Sandbox::BestEffort, &["PassNotes"]) {
+        assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
+    }
+}
+
+pub fn weights_that_are_a_link_are_none() {
+    let trials = confined(Sandbox::Off, &["SaveALink"]).unwrap();
+    assert_eq!(trials[0].outcome, Outcome::Failed, "{:?}", trials[0].reason);
+    assert!(trials[0].reason.as_deref().unwrap().contains("it left no file"));
+}
+
+pub fn no_lie_survives_the_exam() {
+    // Of each: what the reason must show, so that it was caught for what it is.
+    let lies = [
+        ("AnswerNan", "NaN nats"),
+        ("AnswerInfinity", "inf nats"),
+        ("AnswerBelowZero", "nats"),
+        ("AnswerZero", "the rooms disagree"),
+        ("HalveTheNats", "the rooms disagree"),
+        ("SumToTwo", "the rooms disagree"),
+        ("LookAhead", "the rooms disagree"),
+        // One in twenty: missed by 256 comparisons with a probability of 0.95^256, 2 in a million.
+        ("LookAheadRarely", "the rooms disagree"),
+        ("LookAheadLate", "the rooms disagree"),
+        ("NormaliseOverTheBatch", "the rooms disagree"),
+        ("LearnFromTheExam", "the rooms disagree"),
+    ];
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let mut sources: Vec<_> = lies.iter().map(|(lie, _)| (*lie, tiny::doing(lie))).collect();
+    sources.push(("SaveOtherWeights", tiny::doing("SaveOtherWeights")));
+    let study = tiny::study(dir.path(), corpus.path()).exam_comparisons(256);
+    let mut study = study.proposer(tiny::Sources(sources)).open().unwrap();
+    study.optimize(None).unwrap();
+    let trials = study.trials();
+    for (trial, (lie, evidence)) in trials[1..].iter().zip(&lies) {
+        assert_eq!(trial.outcome, Outcome::Rejected, "{lie}: {:?}", trial.reason);
+        let reason = trial.reason.as_deref().unwrap_or_default();
+        assert!(reason.contains(evidence), "{lie}: {reason}");
+        assert_eq!(trial.measurement.val_bpb, None, "{lie}");
+    }
+    // Whoever saves other weights than it trained is measured by those.
+    let other = &trials[trials.len() - 1];
+    assert_eq!(other.outcome, Outcome::Measured, "{:?}", other.reason);
+    assert!(other.score() > trials[0].score(), "{other:?}");
+}
