@@ -12,7 +12,7 @@ npm install --prefix "$folder" --no-audit --no-fund --loglevel=error \
     @openai/codex@0.169.0 \
     @google/gemini-cli@0.61.0 \
     opencode-ai@1.18.33 \
-    @earendil-works/pi-coding-agent@1.5.2
+    @earendil-works/pi-coding-agent@0.74.2
 for agent in claude codex gemini opencode pi; do
     ln -sf "../node_modules/.bin/$agent" "$folder/bin/$agent"
 done

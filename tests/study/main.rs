@@ -16,6 +16,7 @@ mod mcp;
 mod objective;
 mod outcomes;
 mod proposing;
+mod scripted;
 mod surviving;
 mod template;
 mod tiny;
