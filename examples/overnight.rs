@@ -8,7 +8,7 @@ mod view;
 
 use clap::Parser;
 use overnight::{
-    Budget, CommandObjective, Error, JudgeRule, Sandbox, StopHandle, Study,
+    Budget, Certificate, CommandObjective, Error, JudgeRule, Sandbox, StopHandle, Study,
     data::DataSpec,
     proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
@@ -62,6 +62,9 @@ struct Options {
     /// Measure the baseline this many times more first, to know the noise of a measurement
     #[arg(long, value_name = "N", default_value_t = 2)]
     controls: usize,
+    /// In the end, measure baseline and best again under this many fresh seeds
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    certify: usize,
     /// By which rule a trial is kept: posterior, what can be expected to be better; or greedy, what
     /// measured better
     #[arg(long, value_name = "RULE", default_value_t)]
@@ -120,13 +123,20 @@ fn run(options: &Options) -> Result<(), Error> {
         // What is recorded is worth a report, whatever ended the night.
         let trials = study.trials().to_vec();
         let chart = report::write_chart(study.dir(), &trials);
-        result.and(chart).map(|()| (study.dir().to_owned(), trials))
+        let certificate = match options.certify {
+            0 => None,
+            pairs => study.certify(pairs)?,
+        };
+        result.and(chart).map(|()| (study.dir().to_owned(), trials, certificate))
     });
     // The study is gone, and with it the last sender of events.
     let _ = viewer.join();
-    let (dir, trials) = result?;
+    let (dir, trials, certificate) = result?;
     if !options.json {
         print!("{}", report::summary(&trials));
+        if let Some(Certificate { gain, pairs, .. }) = certificate {
+            println!("certified_gain:   {gain} over {pairs} fresh seeds");
+        }
         println!("chart:            {}", dir.join("progress.svg").display());
     }
     Ok(())

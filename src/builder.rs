@@ -2,7 +2,7 @@
 
 use crate::{
     Budget, Error, Event, Result, Study,
-    cargo::Cargo,
+    cargo::{BUILD_LIMIT, Cargo},
     config::{CommandConfig, Config, Objective, TrainerConfig},
     data::{DataSpec, Dataset, PrepareOptions, Split},
     exam::{Exam, Rules},
@@ -45,6 +45,7 @@ pub struct StudyBuilder {
     control_every: Option<usize>,
     judge: JudgeRule,
     sandbox: Sandbox,
+    build_limit: Duration,
     objective: Option<CommandObjective>,
     rules: Rules,
     threads: Option<usize>,
@@ -74,6 +75,7 @@ impl StudyBuilder {
             control_every: Some(50),
             judge: JudgeRule::default(),
             sandbox: Sandbox::default(),
+            build_limit: BUILD_LIMIT,
             objective: None,
             rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
             threads: None,
@@ -228,6 +230,13 @@ impl StudyBuilder {
         self
     }
 
+    /// How long the compiler may take over a crate before the source counts as one that does not
+    /// compile. Default: ten minutes.
+    pub fn build_limit(mut self, limit: Duration) -> Self {
+        self.build_limit = limit;
+        self
+    }
+
     /// Where corpora and build products are kept for all studies. Default: [`cache_dir`].
     pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache_dir = Some(folder.into());
@@ -338,6 +347,7 @@ impl StudyBuilder {
         })?;
         let exam = Exam::prepare(&dataset, &self.rules)?;
         let cargo = Cargo::open(&trainer, &cache, self.stop.clone())?;
+        let cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {
             Some(program) => program.clone(),
             None => std::env::current_exe().map_err(Error::io("find", "the running program"))?,

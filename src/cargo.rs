@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     hash::sha256,
     stop::StopHandle,
-    trainer_crate::{EDITED, TrainerCrate},
+    trainer_crate::{EDITED, TrainerCrate, normalised},
 };
 use cargo_metadata::{Message, diagnostic::DiagnosticLevel};
 use std::{
@@ -16,6 +16,7 @@ use std::{
     io::{BufReader, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 /// Builds the trials of one trainer crate.
@@ -26,8 +27,12 @@ pub struct Cargo {
     target: PathBuf,
     toolchain: String,
     crates: u64,
+    limit: Duration,
     stop: StopHandle,
 }
+
+/// How long the compiler may be silent: it tells of every crate when that is done.
+pub(crate) const BUILD_LIMIT: Duration = Duration::from_mins(10);
 
 /// What came of a build.
 #[derive(Debug)]
@@ -57,10 +62,15 @@ impl Cargo {
         let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
         trainer.project().lay_out(&folder)?;
-        let mut cargo = Self { folder, target, toolchain, crates: 0, stop };
+        let mut cargo = Self { folder, target, toolchain, crates: 0, limit: BUILD_LIMIT, stop };
         fetch(&cargo.folder)?;
         cargo.crates = cargo.count_crates()?;
         Ok(cargo)
+    }
+
+    /// How long a crate may take to compile before the source counts as one that does not.
+    pub(crate) fn limited_to(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// What `rustc -vV` says: results are comparable only under one toolchain.
@@ -126,12 +136,17 @@ impl Cargo {
         }
 
         let mut done = 0;
+        let mut heard = Instant::now();
         let mut artifact = None;
         let mut rendered = String::new();
         let mut reason = None;
         loop {
             use crossbeam_channel::RecvTimeoutError::{Disconnected, Timeout};
-            match messages.recv_timeout(std::time::Duration::from_millis(100)) {
+            let message = messages.recv_timeout(Duration::from_millis(100));
+            if message.is_ok() {
+                heard = Instant::now();
+            }
+            match message {
                 Ok(Ok(Message::CompilerArtifact(built))) => {
                     let is_trainer =
                         Path::new(built.manifest_path.as_str()) == self.folder.join("Cargo.toml");
@@ -169,6 +184,14 @@ impl Cargo {
                         let _ = child.wait();
                         return Ok(Build::Interrupted);
                     }
+                    if heard.elapsed() >= self.limit {
+                        kill_group(&child);
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        let seconds = self.limit.as_secs();
+                        let reason = format!("the compiler was not done after {seconds} s");
+                        return Ok(Build::Refused { rendered: reason.clone(), reason });
+                    }
                 }
             }
         }
@@ -176,6 +199,9 @@ impl Cargo {
         let complaints = complaints.join().unwrap_or_default();
         match (status.success(), artifact, reason) {
             (true, Some(built), _) => {
+                if let Some(reason) = self.reads_elsewhere()? {
+                    return Ok(Build::Refused { rendered: reason.clone(), reason });
+                }
                 fs::copy(&built, library).map_err(Error::io("copy the library to", library))?;
                 Ok(Build::Built)
             }
@@ -187,6 +213,19 @@ impl Cargo {
                 complaint: last_lines(&complaints),
             }),
         }
+    }
+
+    /// What the build of the trainer read beside the crate's own files: `include_str!` and `env!`
+    /// would carry it into the library. The compiler lists it all in `deps/<crate>.d`.
+    fn reads_elsewhere(&self) -> Result<Option<String>> {
+        let manifest = self.folder.join("Cargo.toml");
+        let text = fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
+        let parsed: toml_edit::DocumentMut = text.parse().unwrap_or_default();
+        let named = |table: &str| parsed.get(table)?.get("name")?.as_str().map(str::to_owned);
+        let name = named("lib").or_else(|| named("package")).unwrap_or_default();
+        let path = self.target.join("release/deps").join(format!("{}.d", name.replace('-', "_")));
+        let listed = fs::read_to_string(&path).map_err(Error::io("read", path))?;
+        Ok(foreign_input(&listed, &self.folder))
     }
 
     /// How many crates a build from nothing compiles on this system.
@@ -275,6 +314,28 @@ fn is_library(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION)
 }
 
+/// The first file beyond `folder`, or variable that is not cargo's, in a compiler's list of inputs.
+fn foreign_input(listed: &str, folder: &Path) -> Option<String> {
+    for line in listed.lines() {
+        if let Some(variable) = line.strip_prefix("# env-dep:") {
+            let name = variable.split('=').next().unwrap_or_default();
+            if !name.starts_with("CARGO_") {
+                return Some(format!("the source reads the variable {name} while it is compiled"));
+            }
+        } else if let Some((_, inputs)) = line.split_once(": ") {
+            // Spaces within a path are escaped.
+            for input in inputs.replace("\\ ", "\0").split(' ') {
+                let input = input.replace('\0', " ");
+                let place = normalised(&folder.join(&input));
+                if !input.is_empty() && !place.starts_with(folder) {
+                    return Some(format!("the source includes {input} while it is compiled"));
+                }
+            }
+        }
+    }
+    None
+}
+
 /// `src/train.rs:12: mismatched types`
 fn summarised(diagnostic: &cargo_metadata::diagnostic::Diagnostic) -> String {
     let span = diagnostic.spans.iter().find(|span| span.is_primary);
@@ -296,3 +357,25 @@ fn kill_group(child: &std::process::Child) {
 
 #[cfg(not(unix))]
 fn kill_group(_: &std::process::Child) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_build_read_beyond_its_crate_is_found() {
+        let folder = Path::new("/cache/crates/abc");
+        let own = "/t/libtrainer.so: src/lib.rs src/train.rs /cache/crates/abc/data.txt\n\n\
+                   src/lib.rs:\n# env-dep:CARGO_PKG_NAME=trainer\n";
+        assert_eq!(foreign_input(own, folder), None);
+        for (listed, named) in [
+            ("/t/libtrainer.so: src/lib.rs /etc/passwd\n", "/etc/passwd"),
+            ("/t/libtrainer.so: src/lib.rs src/../../other/secret.txt\n", "secret.txt"),
+            ("/t/libtrainer.so: src/lib.rs /home/my\\ notes\n", "/home/my notes"),
+            ("# env-dep:HOME=/root\n", "the variable HOME"),
+        ] {
+            let found = foreign_input(listed, folder).unwrap();
+            assert!(found.contains(named), "{found}");
+        }
+    }
+}

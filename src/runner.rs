@@ -132,10 +132,20 @@ impl Runner {
             };
             let begun = Instant::now();
             worker.ask(&Request::Train { budget: job.budget })?;
+            let mut without_a_number = 0;
             let progress = loop {
                 let left = limit.saturating_sub(begun.elapsed());
                 match worker.answer(left, "train")? {
-                    Answer::Progress(progress) => watch(progress),
+                    Answer::Progress(progress) => {
+                        watch(progress);
+                        let is_none = progress.loss.is_some_and(f64::is_nan);
+                        without_a_number = if is_none { without_a_number + 1 } else { 0 };
+                        if without_a_number == MOST_REPORTS_WITHOUT_A_NUMBER {
+                            let step = progress.steps;
+                            let reason = format!("train: the loss is NaN; stopped at step {step}");
+                            return Err(ended(Outcome::Failed, reason));
+                        }
+                    }
                     Answer::Trained(progress) => break progress,
                     answer => return Err(worker.confused(&answer)),
                 }
@@ -180,6 +190,10 @@ impl Runner {
         Ok(Examinee { worker, limit: self.limits.answer })
     }
 }
+
+/// A loss that is no number for as many reports, a second at least, never is one again: the rest of
+/// the budget is saved.
+const MOST_REPORTS_WITHOUT_A_NUMBER: usize = 10;
 
 /// One training run.
 #[derive(Debug, Clone, Copy)]

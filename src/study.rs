@@ -467,11 +467,11 @@ impl Study {
     }
 
     /// What a trial's source is called in its folder.
-    fn name_of_source(&self) -> String {
+    pub(crate) fn name_of_source(&self) -> String {
         name_of_source(self.workspace.edited(), "source")
     }
 
-    fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         tell(&self.observers, &event);
     }
 }

@@ -178,7 +178,7 @@ fn absolutise(table: &mut dyn toml_edit::TableLike, home: &Path, root: &Path) {
 }
 
 /// Without `..`, by the names alone.
-fn normalised(path: &Path) -> PathBuf {
+pub(crate) fn normalised(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for component in path.components() {
         match component {

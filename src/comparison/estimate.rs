@@ -17,7 +17,7 @@ pub struct Estimate {
 
 impl Estimate {
     /// Student's interval, for independent samples: repetitions under other seeds.
-    pub(super) fn over_repetitions(samples: &[f64], confidence: f64) -> Self {
+    pub(crate) fn over_repetitions(samples: &[f64], confidence: f64) -> Self {
         let mean = mean(samples);
         let freedom = samples.len().saturating_sub(1);
         let interval = (freedom > 0).then(|| {

@@ -24,7 +24,7 @@ impl Confinement {
     #[cfg(target_os = "linux")]
     pub(crate) fn enter(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        linux::limit_resources(&mut missing);
+        linux::limit_resources(self, &mut missing);
         linux::limit_files(self, &mut missing);
         linux::limit_calls(&mut missing);
         missing
@@ -206,7 +206,10 @@ mod linux {
     /// No file of a trainer's is larger.
     const FILE_BYTES: u64 = 16 << 30;
 
-    pub(super) fn limit_resources(missing: &mut Vec<String>) {
+    /// Of the machine's memory: what is left keeps the parent alive.
+    const SHARE_OF_MEMORY: f64 = 0.9;
+
+    pub(super) fn limit_resources(confinement: &Confinement, missing: &mut Vec<String>) {
         let mut limit = |resource, most: u64, name: &str| {
             let limit = Rlimit { current: Some(most), maximum: Some(most) };
             if let Err(error) = setrlimit(resource, limit) {
@@ -216,5 +219,16 @@ mod linux {
         limit(Resource::Core, 0, "core dumps");
         limit(Resource::Fsize, FILE_BYTES, "file sizes");
         limit(Resource::Nofile, 1024, "open files");
+        // A driver maps more than there is.
+        if let Some(memory) = memory_bytes().filter(|_| !confinement.cuda) {
+            limit(Resource::Data, (SHARE_OF_MEMORY * memory as f64) as u64, "memory");
+        }
+    }
+
+    fn memory_bytes() -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
     }
 }

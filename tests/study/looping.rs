@@ -173,3 +173,35 @@ pub fn a_stopped_study_forgets_the_trial_in_flight() {
     stopper.join().unwrap();
     assert!(study.trials().is_empty());
 }
+
+pub fn a_recorded_trial_is_measured_again_to_the_bit() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let study = tiny::study(dir.path(), corpus.path()).proposer(improving_sources());
+    let mut study = study.open().unwrap();
+    study.optimize(None).unwrap();
+    for trial in study.trials().to_vec() {
+        let again = study.rerun(trial.trial, trial.seed).unwrap().unwrap();
+        let bits = |score: Option<f64>| score.unwrap().to_bits();
+        assert_eq!(bits(again.measurement.score()), bits(trial.score()), "{}", trial.trial);
+        // Another seed is another order of the data.
+        let other = study.rerun(trial.trial, trial.seed + 1).unwrap().unwrap();
+        assert_ne!(bits(other.measurement.score()), bits(trial.score()), "{}", trial.trial);
+    }
+    assert_eq!(git(&dir.path().join("workspace"), &["status", "--porcelain"]), "");
+    assert!(study.rerun(99, 0).unwrap_err().to_string().contains("0099"));
+}
+
+pub fn the_gain_of_a_night_is_certified_under_fresh_seeds() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let study = tiny::study(dir.path(), corpus.path()).proposer(improving_sources());
+    let mut study = study.open().unwrap();
+    study.optimize(Some(0)).unwrap();
+    assert_eq!(study.certify(2).unwrap(), None, "nothing was gained yet");
+    study.optimize(None).unwrap();
+    let certificate = study.certify(3).unwrap().unwrap();
+    assert_eq!((certificate.best, certificate.pairs), (3, 3));
+    let measured = study.trials()[0].score().unwrap() - study.trials()[3].score().unwrap();
+    assert!(certificate.gain.is_positive(), "{certificate:?}");
+    assert!((certificate.gain.mean - measured).abs() < 0.1 * measured, "{certificate:?}");
+    assert_eq!(study.trials().len(), 4, "reruns are not in the ledger");
+}

@@ -73,7 +73,9 @@ fn main() {
             a_closure_proposes_and_an_observer_hears_everything,
             the_same_source_is_not_tried_twice,
             a_wall_clock_budget_is_spent_to_its_end,
-            a_stopped_study_forgets_the_trial_in_flight;
+            a_stopped_study_forgets_the_trial_in_flight,
+            a_recorded_trial_is_measured_again_to_the_bit,
+            the_gain_of_a_night_is_certified_under_fresh_seeds;
         mcp:
             an_agent_drives_a_study_over_mcp,
             an_agent_that_comes_back_finds_the_study_as_it_left_it;
@@ -89,7 +91,11 @@ fn main() {
             output_without_end_leaves_a_log_of_bounded_size,
             code_that_does_not_compile_comes_back_with_the_compilers_words,
             unsafe_code_does_not_compile,
-            a_baseline_that_fails_ends_the_study;
+            a_baseline_that_fails_ends_the_study,
+            memory_has_an_end,
+            a_source_that_includes_what_is_not_its_own_does_not_compile,
+            a_compiler_without_end_is_killed,
+            a_loss_that_is_no_number_ends_the_trial_before_its_budget;
         proposing:
             what_does_not_compile_crashes_or_repeats_goes_back_to_its_author,
             repairs_end_and_then_the_trial_counts,

@@ -123,3 +123,51 @@ fn copy_tiny(to: &Path, source: &str) {
     fs::write(to.join("Cargo.toml"), manifest).unwrap();
     fs::write(to.join("src/train.rs"), source).unwrap();
 }
+
+pub fn memory_has_an_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, trial) = try_out(dir.path(), tiny::doing("AllocateNearlyAll"));
+    assert!(matches!(trial.outcome, Outcome::Signalled { .. }), "{:?}", trial.reason);
+    let dir = tempfile::tempdir().unwrap();
+    let (_, trial) = try_out_within(Sandbox::Off, dir.path(), tiny::doing("AllocateNearlyAll"));
+    assert_eq!(trial.outcome, Outcome::Measured, "{:?}", trial.reason);
+}
+
+pub fn a_loss_that_is_no_number_ends_the_trial_before_its_budget() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let sources = tiny::Sources(vec![("the subject", tiny::doing("Diverge"))]);
+    // Quick steps for the honest baseline; the subject would take minutes.
+    let study = tiny::study(dir.path(), corpus.path()).budget(Budget::Steps(20_000));
+    let mut study = study.proposer(sources).open().unwrap();
+    study.optimize(None).unwrap();
+    let trial = &study.trials()[1];
+    assert_eq!(trial.outcome, Outcome::Failed, "{:?}", trial.reason);
+    assert!(trial.reason.as_deref().unwrap().contains("the loss is NaN"), "{trial:?}");
+}
+
+pub fn a_source_that_includes_what_is_not_its_own_does_not_compile() {
+    let dir = tempfile::tempdir().unwrap();
+    for (stolen, named) in
+        [("include_str!(\"/etc/passwd\")", "/etc/passwd"), ("env!(\"PATH\")", "variable PATH")]
+    {
+        let source = format!("{}\npub const STOLEN: &str = {stolen};\n", tiny::source());
+        let dir = dir.path().join(named.replace(['/', ' '], "-"));
+        let (_, trial) = try_out(&dir, source);
+        assert_eq!(trial.outcome, Outcome::BuildFailed, "{:?}", trial.reason);
+        assert!(trial.reason.as_deref().unwrap().contains(named), "{:?}", trial.reason);
+    }
+}
+
+pub fn a_compiler_without_end_is_killed() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let endless = "#[allow(long_running_const_eval)]\npub const ENDLESS: usize = {\n    let mut n = \
+                   0usize;\n    while n < usize::MAX {\n        n += 1;\n    }\n    n\n};\n";
+    let source = format!("{}\n{endless}", tiny::source());
+    let sources = tiny::Sources(vec![("the subject", source)]);
+    let study = tiny::study(dir.path(), corpus.path()).build_limit(Duration::from_secs(30));
+    let mut study = study.proposer(sources).open().unwrap();
+    study.optimize(None).unwrap();
+    let trial = &study.trials()[1];
+    assert_eq!(trial.outcome, Outcome::BuildFailed, "{:?}", trial.reason);
+    assert!(trial.reason.as_deref().unwrap().contains("not done after 30 s"), "{trial:?}");
+}

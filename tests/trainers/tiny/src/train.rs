@@ -24,6 +24,8 @@ enum Deed {
     Overflow,
     Hang,
     LeaveAChildBehind,
+    AllocateNearlyAll,
+    Diverge,
     ReachOut,
     PassNotes,
     SaveALink,
@@ -89,7 +91,8 @@ impl Trainer for Bigram {
             }
             let costs = batch.inputs.iter().zip(&batch.targets);
             let nats: f64 = costs.map(|(&a, &b)| -self.probability(a, b).ln()).sum();
-            session.report(nats / batch.inputs.len() as f64);
+            let loss = nats / batch.inputs.len() as f64;
+            session.report(if DEED == Deed::Diverge { f64::NAN } else { loss });
             match DEED {
                 Deed::PanicInTraining => panic!("a shape does not fit"),
                 Deed::ErrorInTraining => return Err(Error::msg("the loss is not a number")),
@@ -104,6 +107,13 @@ impl Trainer for Bigram {
                     eprintln!("child {}", child.id());
                     std::process::exit(0);
                 }
+                Deed::AllocateNearlyAll => {
+                    // Of all memory, 19 of 20 parts, which the system would give.
+                    let text = std::fs::read_to_string("/proc/meminfo")?;
+                    let kib: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+                    drop(std::hint::black_box(Vec::<u8>::with_capacity(kib * 1024 / 20 * 19)));
+                }
+                Deed::Diverge => std::thread::sleep(std::time::Duration::from_millis(10)),
                 Deed::ReachOut => {
                     let reached = reached();
                     if !reached.is_empty() {
