@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// A search for a better trainer: a folder, a git branch, a ledger.
@@ -66,6 +66,14 @@ enum Origin {
         of: usize,
     },
     Proposed(Turn),
+}
+
+/// How a proposal ended, when nobody would or could mend it any more.
+struct Ending {
+    outcome: Outcome,
+    reason: Option<String>,
+    repairs: usize,
+    mending: Duration,
 }
 
 impl Study {
@@ -118,39 +126,15 @@ impl Study {
             folder,
             measurement: Measurement::default(),
         };
-        let mut propose_seconds = begun.0.elapsed().as_secs_f64();
-        let mut repairs = 0;
-        let (outcome, reason) = loop {
-            let halt = match self.measure(&mut attempt, &origin) {
-                Ok(()) => break (Outcome::Measured, None),
-                Err(halt) => halt,
-            };
-            match halt {
-                Halt::Broken(error) => return Err(error),
-                Halt::Interrupted => {
-                    self.workspace.reset()?;
-                    return Ok(None);
-                }
-                Halt::Ended { outcome, reason } => {
-                    let mending = Instant::now();
-                    let mended = repairs < self.repairs
-                        && self.mend(&mut attempt, &mut origin, (&outcome, &reason))?;
-                    propose_seconds += mending.elapsed().as_secs_f64();
-                    if !mended {
-                        break (outcome, Some(reason));
-                    }
-                    repairs += 1;
-                }
-            }
-        };
-        // What was stopped while it was being mended was never decided.
-        if outcome != Outcome::Measured && self.stop.is_stopped() {
+        let proposing = begun.0.elapsed();
+        let Some(ending) = self.carry_out(&mut attempt, &mut origin)? else {
             self.workspace.reset()?;
             return Ok(None);
-        }
+        };
+        let Ending { outcome, reason, repairs, mending } = ending;
 
         let Attempt { seed, folder, mut measurement, .. } = attempt;
-        measurement.propose_seconds = Some(propose_seconds);
+        measurement.propose_seconds = Some((proposing + mending).as_secs_f64());
         if let Origin::Proposed(turn) = &origin {
             let usage = self.roster.take_usage(turn);
             (measurement.propose_usd, measurement.propose_tokens) = (usage.usd, usage.tokens);
@@ -319,6 +303,35 @@ impl Study {
             study: &self.dir,
             folder: &self.brief_folder,
             stop: &self.stop,
+        }
+    }
+
+    /// Measures a source, and has it mended where it comes to nothing, up to the limit. `None`: the
+    /// study was stopped.
+    fn carry_out(&mut self, attempt: &mut Attempt, origin: &mut Origin) -> Result<Option<Ending>> {
+        let (mut repairs, mut mending) = (0, Duration::ZERO);
+        loop {
+            let (outcome, reason) = match self.measure(attempt, origin) {
+                Ok(()) => {
+                    let outcome = Outcome::Measured;
+                    return Ok(Some(Ending { outcome, reason: None, repairs, mending }));
+                }
+                Err(Halt::Ended { outcome, reason }) => (outcome, reason),
+                Err(Halt::Interrupted) => return Ok(None),
+                Err(Halt::Broken(error)) => return Err(error),
+            };
+            let begun = Instant::now();
+            let mended =
+                repairs < self.repairs && self.mend(attempt, origin, (&outcome, &reason))?;
+            mending += begun.elapsed();
+            if mended {
+                repairs += 1;
+            } else if self.stop.is_stopped() {
+                // It may have been stopped while it was being mended, and was never decided.
+                return Ok(None);
+            } else {
+                return Ok(Some(Ending { outcome, reason: Some(reason), repairs, mending }));
+            }
         }
     }
 
