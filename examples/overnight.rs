@@ -123,11 +123,12 @@ fn run(options: &Options) -> Result<(), Error> {
         // What is recorded is worth a report, whatever ended the night.
         let trials = study.trials().to_vec();
         let chart = report::write_chart(study.dir(), &trials);
+        result.and(chart)?;
         let certificate = match options.certify {
             0 => None,
             pairs => study.certify(pairs)?,
         };
-        result.and(chart).map(|()| (study.dir().to_owned(), trials, certificate))
+        Ok((study.dir().to_owned(), trials, certificate))
     });
     // The study is gone, and with it the last sender of events.
     let _ = viewer.join();

@@ -7,6 +7,7 @@
 use crate::{
     Error, Result,
     hash::sha256,
+    process::Group,
     stop::StopHandle,
     trainer_crate::{EDITED, TrainerCrate, normalised},
 };
@@ -113,9 +114,11 @@ impl Cargo {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command.spawn().map_err(|error| missing("cargo", error))?;
+        let child = command.spawn().map_err(|error| missing("cargo", error))?;
+        // Dropped early, it takes the compiler with it.
+        let mut group = Group::new(child);
 
-        let mut stderr = child.stderr.take();
+        let mut stderr = group.child.stderr.take();
         let complaints = std::thread::spawn(move || {
             let mut text = String::new();
             if let Some(stderr) = &mut stderr {
@@ -125,7 +128,7 @@ impl Cargo {
         });
         // The messages are read on a thread so that a stop need not wait for the next.
         let (sender, messages) = crossbeam_channel::unbounded();
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = group.child.stdout.take() {
             std::thread::spawn(move || {
                 for message in Message::parse_stream(BufReader::new(stdout)) {
                     if sender.send(message).is_err() {
@@ -179,15 +182,9 @@ impl Cargo {
                 Err(Disconnected) => break,
                 Err(Timeout) => {
                     if self.stop.is_stopped() {
-                        kill_group(&child);
-                        let _ = child.kill();
-                        let _ = child.wait();
                         return Ok(Build::Interrupted);
                     }
                     if heard.elapsed() >= self.limit {
-                        kill_group(&child);
-                        let _ = child.kill();
-                        let _ = child.wait();
                         let seconds = self.limit.as_secs();
                         let reason = format!("the compiler was not done after {seconds} s");
                         return Ok(Build::Refused { rendered: reason.clone(), reason });
@@ -195,7 +192,7 @@ impl Cargo {
                 }
             }
         }
-        let status = child.wait().map_err(Error::io("wait for cargo in", &self.folder))?;
+        let status = group.wait().map_err(Error::io("wait for cargo in", &self.folder))?;
         let complaints = complaints.join().unwrap_or_default();
         match (status.success(), artifact, reason) {
             (true, Some(built), _) => {
@@ -347,16 +344,6 @@ fn last_lines(text: &str) -> String {
     let lines: Vec<_> = text.trim().lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
-
-#[cfg(unix)]
-fn kill_group(child: &std::process::Child) {
-    if let Some(group) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-}
-
-#[cfg(not(unix))]
-fn kill_group(_: &std::process::Child) {}
 
 #[cfg(test)]
 mod tests {

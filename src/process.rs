@@ -53,7 +53,7 @@ impl Process<'_> {
         let (out, err) = (Log::append(self.stdout)?, Log::append(self.stderr)?);
         let begun = Instant::now();
         let child = self.command.spawn().map_err(Error::io("run", program))?;
-        let mut group = Group { child, reaped: false };
+        let mut group = Group::new(child);
 
         let input = self.input.to_owned();
         if let Some(mut stdin) = group.child.stdin.take() {
@@ -152,14 +152,19 @@ impl Group {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Waits for the process to end by itself.
+    pub(crate) fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        let status = self.child.wait();
+        self.reaped = true;
+        status
+    }
+
     /// Kills what is left of the process and its group, and says how the process ended.
     pub(crate) fn kill(&mut self) -> std::io::Result<ExitStatus> {
         #[cfg(unix)]
         self.signal(rustix::process::Signal::KILL);
         let _ = self.child.kill();
-        let status = self.child.wait();
-        self.reaped = true;
-        status
+        self.wait()
     }
 
     /// Asks the group to end, and waits a moment.
