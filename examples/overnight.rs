@@ -72,6 +72,9 @@ struct Options {
     /// Refuse to run where trainers cannot be confined entirely
     #[arg(long)]
     strict_sandbox: bool,
+    /// Let proposals contain `unsafe`
+    #[arg(long)]
+    allow_unsafe: bool,
     /// Instead of a trainer: a command that prints `METRIC name=value` or `name: value`, run in the
     /// folder that --trainer names
     #[arg(long, value_name = "COMMAND", requires = "trainer", requires = "edit")]
@@ -163,6 +166,9 @@ fn study(
     }
     if options.strict_sandbox {
         builder = builder.sandbox(Sandbox::Strict);
+    }
+    if options.allow_unsafe {
+        builder = builder.allow_unsafe();
     }
     if let Some(spend) = options.spend {
         builder = builder.allowance(spend);

@@ -36,6 +36,7 @@ pub struct StudyBuilder {
     data: DataSpec,
     vocab_size: usize,
     trainer: Option<PathBuf>,
+    allow_unsafe: bool,
     program: String,
     proposers: Vec<Box<dyn Proposer>>,
     allowance: Option<Allowance>,
@@ -66,6 +67,7 @@ impl StudyBuilder {
             data: DataSpec::Builtin,
             vocab_size: 2048,
             trainer: None,
+            allow_unsafe: false,
             program: include_str!("../program.md").to_owned(),
             proposers: Vec::new(),
             allowance: None,
@@ -133,6 +135,13 @@ impl StudyBuilder {
     /// The folder of a trainer crate. Default: the GPT that comes with the library.
     pub fn trainer(mut self, folder: impl Into<PathBuf>) -> Self {
         self.trainer = Some(folder.into());
+        self
+    }
+
+    /// Lets proposals contain `unsafe`. A trainer can then reach all of its process, and only the
+    /// sandbox is between it and the rest; the study's record says so. Default: it does not compile.
+    pub fn allow_unsafe(mut self) -> Self {
+        self.allow_unsafe = true;
         self
     }
 
@@ -227,6 +236,13 @@ impl StudyBuilder {
     /// How long after its budget a trainer may take to return before it is killed. Default: 30 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
+        self
+    }
+
+    /// How many bytes a trainer may have on disk at a time, in the folder that it works in. Default:
+    /// 16 GiB.
+    pub fn scratch_bytes(mut self, bytes: u64) -> Self {
+        self.limits.scratch_bytes = bytes;
         self
     }
 
@@ -338,6 +354,7 @@ impl StudyBuilder {
             Some(folder) => TrainerCrate::open(folder)?,
             None => TrainerCrate::template(&cache)?,
         };
+        let trainer = if self.allow_unsafe { trainer.allow_unsafe()? } else { trainer };
         let options = PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
         let observers = &self.observers;
         let dataset = Dataset::prepare(&self.data, &options, |preparing| {
@@ -374,6 +391,7 @@ impl StudyBuilder {
             exam_windows: self.rules.windows,
             exam_comparisons: self.rules.comparisons,
             trainer_fingerprint: trainer.fingerprint().to_owned(),
+            allows_unsafe: self.allow_unsafe,
             toolchain: cargo.toolchain().to_owned(),
             threads,
             cuda_device: self.cuda_device,

@@ -30,6 +30,12 @@ pub enum Objective {
     Command(CommandConfig),
 }
 
+impl Objective {
+    pub(crate) fn allows_unsafe(&self) -> bool {
+        matches!(self, Self::Trainer(TrainerConfig { allows_unsafe: true, .. }))
+    }
+}
+
 /// What a trainer's numbers depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainerConfig {
@@ -47,6 +53,9 @@ pub struct TrainerConfig {
     pub exam_comparisons: usize,
     /// Hash of the trainer's fixed files, its lock file among them.
     pub trainer_fingerprint: String,
+    /// Whether the edited file may contain `unsafe`.
+    #[serde(default)]
+    pub allows_unsafe: bool,
     /// `rustc -vV`.
     pub toolchain: String,
     /// Threads that a trainer computes on.

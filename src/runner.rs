@@ -58,6 +58,8 @@ pub(crate) struct Limits {
     pub answer: Duration,
     /// For a training run whose budget is in steps, which no clock ends.
     pub steps: Duration,
+    /// Bytes on disk in a trainer's scratch folder, its checkpoint among them.
+    pub scratch_bytes: u64,
 }
 
 impl Default for Limits {
@@ -68,6 +70,7 @@ impl Default for Limits {
             checkpoint: Duration::from_secs(120),
             answer: Duration::from_secs(120),
             steps: Duration::from_hours(24),
+            scratch_bytes: 16 << 30,
         }
     }
 }
@@ -115,6 +118,7 @@ impl Runner {
         let spawned = Instant::now();
         let scratch = Scratch::new(job.folder.join("scratch"))?;
         let mut worker = Worker::spawn(self, job.folder, &scratch.folder)?;
+        worker.scratch = Some((scratch.folder.clone(), Instant::now()));
         let mut session = || -> Result<Trained, Halt> {
             let training = TrainingData { tokens: job.tokens.to_owned(), bos: job.bos };
             let confinement = Confinement {
@@ -272,6 +276,33 @@ struct Worker {
     log_done: Receiver<()>,
     stop: StopHandle,
     peak_memory_mb: Option<f64>,
+    /// The folder that it may write, and when that was last looked at.
+    scratch: Option<(PathBuf, Instant)>,
+    scratch_bytes: u64,
+}
+
+/// How often a scratch folder is measured.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// What all files below a folder take of the disk; links are not followed.
+fn bytes_in(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            // What vanishes meanwhile takes nothing.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            #[cfg(unix)]
+            let taken = 512 * std::os::unix::fs::MetadataExt::blocks(&metadata);
+            #[cfg(not(unix))]
+            let taken = metadata.len();
+            bytes += taken;
+        }
+    }
+    bytes
 }
 
 /// How often a silent worker is looked after.
@@ -323,7 +354,17 @@ impl Worker {
         }
         let stop = runner.stop.clone();
         let group = Group::new(child);
-        Ok(Self { group, requests, answers, log_done, stop, peak_memory_mb: None })
+        let scratch_bytes = runner.limits.scratch_bytes;
+        Ok(Self {
+            group,
+            requests,
+            answers,
+            log_done,
+            stop,
+            peak_memory_mb: None,
+            scratch: None,
+            scratch_bytes,
+        })
     }
 
     /// What the system lacks for it.
@@ -370,6 +411,7 @@ impl Worker {
         let asked = Instant::now();
         let mut gone = false;
         loop {
+            self.check_scratch()?;
             match self.answers.recv_timeout(TICK.min(limit.saturating_sub(asked.elapsed()))) {
                 Ok(Ok(Answer::Failed(Failure { panicked, message }))) => {
                     let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
@@ -400,6 +442,21 @@ impl Worker {
                 return Err(ended(Outcome::TimedOut, reason));
             }
         }
+    }
+
+    /// No system has a limit of how much there may be in a folder.
+    fn check_scratch(&mut self) -> Result<(), Halt> {
+        let Some((folder, looked)) = &mut self.scratch else { return Ok(()) };
+        if looked.elapsed() < BETWEEN_LOOKS {
+            return Ok(());
+        }
+        *looked = Instant::now();
+        if bytes_in(folder) <= self.scratch_bytes {
+            return Ok(());
+        }
+        let mib = self.scratch_bytes >> 20;
+        let reason = format!("the scratch folder held more than {mib} MiB, killed");
+        Err(ended(Outcome::OutOfSpace, reason))
     }
 
     /// The worker has closed its pipe or ended: says how.

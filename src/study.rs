@@ -161,7 +161,10 @@ impl Study {
         }
         let (proposer, proposal, repeats) = match origin {
             Origin::Baseline => {
-                let proposal = Proposal::new(&self.baseline, "baseline");
+                let mut proposal = Proposal::new(&self.baseline, "baseline");
+                if self.config.objective.allows_unsafe() {
+                    proposal.remarks.push("this study allows unsafe code".to_owned());
+                }
                 ("baseline".to_owned(), proposal, None)
             }
             Origin::Control { of } => {
@@ -393,7 +396,8 @@ impl Study {
             | Outcome::Failed
             | Outcome::Panicked
             | Outcome::Exited { .. }
-            | Outcome::Signalled { .. } => {
+            | Outcome::Signalled { .. }
+            | Outcome::OutOfSpace => {
                 let log = fs::read(attempt.folder.join("run.log")).unwrap_or_default();
                 let end = &log[log.len().saturating_sub(LOG_BYTES)..];
                 let log = String::from_utf8_lossy(end).into_owned();

@@ -9,8 +9,10 @@ use crate::{
 };
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Component, Path, PathBuf},
 };
+use syn::spanned::Spanned;
 
 /// The one file that proposers edit, relative to the crate.
 pub(crate) const EDITED: &str = "src/train.rs";
@@ -45,7 +47,7 @@ impl TrainerCrate {
                 return Err(refuse(format!("there is no {needed}{advice}")));
             }
         }
-        check_forbids_unsafe(&project.fixed["src/lib.rs"]).map_err(refuse)?;
+        places_of_forbidden_unsafe(&project.fixed["src/lib.rs"]).map_err(refuse)?;
         for (name, contents) in &mut project.fixed {
             if name == "Cargo.toml" || name.ends_with("/Cargo.toml") {
                 let home = folder.join(name);
@@ -68,6 +70,21 @@ impl TrainerCrate {
             write_if_changed(&folder.join(name), text.as_bytes())?;
         }
         Self::open(&folder.join("trainer-template"))
+    }
+
+    /// Lets the edited module contain `unsafe`: it is built without the attribute that forbids it.
+    /// Such a trainer can reach all of the process that it runs in, also while it is loaded.
+    pub fn allow_unsafe(mut self) -> Result<Self> {
+        let lib = &self.project.fixed["src/lib.rs"];
+        let places = places_of_forbidden_unsafe(lib)
+            .map_err(|problem| Error::Project { folder: self.project.folder.clone(), problem })?;
+        let mut text = String::from_utf8_lossy(lib).into_owned();
+        for place in places.into_iter().rev() {
+            text.replace_range(place, "");
+        }
+        self.project.fixed.insert("src/lib.rs".to_owned(), text.into_bytes());
+        self.fingerprint = self.project.fingerprint();
+        Ok(self)
     }
 
     /// Where the crate was read from.
@@ -121,29 +138,26 @@ fn reference(name: &str, modules: impl IntoIterator<Item = (String, String)>) ->
 }
 
 /// The edited module may not contain `unsafe`, and only its parent can see to that: an inner
-/// attribute could be edited away.
-fn check_forbids_unsafe(lib: &[u8]) -> Result<(), String> {
+/// attribute could be edited away. Where in the text it does so.
+fn places_of_forbidden_unsafe(lib: &[u8]) -> Result<Vec<Range<usize>>, String> {
     let advice = "src/lib.rs must declare the edited module as `#[forbid(unsafe_code)] mod train;`";
     let lib = std::str::from_utf8(lib).map_err(|_| "src/lib.rs is not UTF-8 text".to_owned())?;
     let lib = syn::parse_file(lib).map_err(|error| format!("src/lib.rs: {error}"))?;
-    let forbids = |attributes: &[syn::Attribute]| {
-        attributes.iter().any(|attribute| {
-            attribute.path().is_ident("forbid")
-                && attribute
-                    .parse_args_with(
-                        syn::punctuated::Punctuated::<syn::Path, syn::Token![,]>::parse_terminated,
-                    )
-                    .is_ok_and(|lints| lints.iter().any(|lint| lint.is_ident("unsafe_code")))
-        })
+    let forbids = |attribute: &&syn::Attribute| {
+        let lints = syn::punctuated::Punctuated::<syn::Path, syn::Token![,]>::parse_terminated;
+        attribute.path().is_ident("forbid")
+            && attribute
+                .parse_args_with(lints)
+                .is_ok_and(|lints| lints.iter().any(|lint| lint.is_ident("unsafe_code")))
     };
     let module = lib.items.iter().find_map(|item| match item {
         syn::Item::Mod(module) if module.ident == "train" => Some(module),
         _ => None,
     });
-    match module {
-        Some(module) if forbids(&module.attrs) || forbids(&lib.attrs) => Ok(()),
-        _ => Err(advice.to_owned()),
-    }
+    let attributes = lib.attrs.iter().chain(module.into_iter().flat_map(|module| &module.attrs));
+    let places: Vec<_> =
+        attributes.filter(forbids).map(|attribute| attribute.span().byte_range()).collect();
+    if module.is_none() || places.is_empty() { Err(advice.to_owned()) } else { Ok(places) }
 }
 
 /// The crate is built at another place than where it was written.
@@ -199,10 +213,11 @@ mod tests {
     #[test]
     fn a_library_without_the_forbidden_unsafe_is_refused() {
         for lib in ["mod train;", "#[deny(unsafe_code)] mod train;", "", "mod other;"] {
-            assert!(check_forbids_unsafe(lib.as_bytes()).is_err(), "{lib:?} was taken");
+            assert!(places_of_forbidden_unsafe(lib.as_bytes()).is_err(), "{lib:?} was taken");
         }
         for lib in ["#[forbid(unsafe_code)] mod train;", "#![forbid(unsafe_code)] mod train;"] {
-            check_forbids_unsafe(lib.as_bytes()).unwrap();
+            let places = places_of_forbidden_unsafe(lib.as_bytes()).unwrap();
+            assert_eq!(lib.replace(&lib[places[0].clone()], ""), " mod train;");
         }
     }
 

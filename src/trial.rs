@@ -132,6 +132,8 @@ pub enum Outcome {
     Signalled { signal: i32 },
     /// The worker went on past its time and was killed.
     TimedOut,
+    /// The worker filled its scratch folder beyond the limit and was killed.
+    OutOfSpace,
     /// The exam's answers contradict each other or are no answers.
     Rejected,
 }

@@ -54,6 +54,7 @@ pub fn no_lie_survives_the_exam() {
         ("AnswerInfinity", "inf nats"),
         ("AnswerBelowZero", "nats"),
         ("AnswerZero", "the rooms disagree"),
+        ("AnswerTooFew", "NaN nats"),
         ("HalveTheNats", "the rooms disagree"),
         ("SumToTwo", "the rooms disagree"),
         ("LookAhead", "the rooms disagree"),
@@ -62,10 +63,11 @@ pub fn no_lie_survives_the_exam() {
         ("LookAheadLate", "the rooms disagree"),
         ("NormaliseOverTheBatch", "the rooms disagree"),
         ("LearnFromTheExam", "the rooms disagree"),
+        ("CarryACache", "the rooms disagree"),
     ];
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let mut sources: Vec<_> = lies.iter().map(|(lie, _)| (*lie, tiny::doing(lie))).collect();
-    sources.push(("SaveOtherWeights", tiny::doing("SaveOtherWeights")));
+    sources.extend(["LeaveAThreadBehind", "SaveOtherWeights"].map(|d| (d, tiny::doing(d))));
     let study = tiny::study(dir.path(), corpus.path()).exam_comparisons(256);
     let mut study = study.proposer(tiny::Sources(sources)).open().unwrap();
     study.optimize(None).unwrap();
@@ -76,8 +78,10 @@ pub fn no_lie_survives_the_exam() {
         assert!(reason.contains(evidence), "{lie}: {reason}");
         assert_eq!(trial.measurement.val_bpb, None, "{lie}");
     }
+    let [.., helped, other] = trials else { panic!("{} trials", trials.len()) };
+    // Nothing is left of a trainer that could still answer.
+    assert_eq!(helped.measurement.val_bpb, trials[0].measurement.val_bpb, "{helped:?}");
     // Whoever saves other weights than it trained is measured by those.
-    let other = &trials[trials.len() - 1];
     assert_eq!(other.outcome, Outcome::Measured, "{:?}", other.reason);
     assert!(other.score() > trials[0].score(), "{other:?}");
 }

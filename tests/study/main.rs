@@ -88,6 +88,11 @@ fn main() {
         outcomes:
             every_misdeed_has_its_outcome,
             a_trainer_that_hangs_is_killed_with_its_children,
+            what_a_trainer_starts_or_leaves_out_is_its_own_loss,
+            a_step_that_outlasts_the_grace_is_killed,
+            a_scratch_folder_has_a_limit,
+            a_study_that_allows_unsafe_code_survives_it,
+            a_trainer_of_another_layout_is_refused,
             output_without_end_leaves_a_log_of_bounded_size,
             code_that_does_not_compile_comes_back_with_the_compilers_words,
             unsafe_code_does_not_compile,
@@ -107,6 +112,7 @@ fn main() {
             the_judge_says_what_it_believes_and_remembers_it;
         surviving:
             a_study_killed_at_any_moment_resumes,
+            a_disk_that_is_full_for_the_ledger_ends_the_study_and_tears_nothing,
             a_torn_last_line_is_repaired,
             a_damaged_line_in_the_middle_is_not_thrown_away;
         template:

@@ -82,6 +82,76 @@ pub fn output_without_end_leaves_a_log_of_bounded_size() {
     assert!(log.contains("bytes of output left out"));
 }
 
+pub fn what_a_trainer_starts_or_leaves_out_is_its_own_loss() {
+    // Threads end with their process, and who returns early has trained less.
+    for deed in ["StartAThousandThreads", "StopEarly"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (study, trial) = try_out(dir.path(), tiny::doing(deed));
+        assert_eq!(trial.outcome, Outcome::Measured, "{deed}: {:?}", trial.reason);
+        assert_eq!(trial.status, Status::Discard, "{deed}: {:?}", trial.reason);
+        assert_eq!(trial.measurement.num_steps, Some(1), "{deed}");
+        let log = fs::read_to_string(study.folder_of(1).join("run.log")).unwrap();
+        assert!(deed == "StopEarly" || log.contains("1000 threads"), "{log}");
+    }
+}
+
+pub fn a_step_that_outlasts_the_grace_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, trial) = try_out(dir.path(), tiny::doing("StepPastTheGrace"));
+    assert_eq!(trial.outcome, Outcome::TimedOut, "{:?}", trial.reason);
+    assert!(trial.measurement.val_bpb.is_none() && trial.reason.unwrap().contains("killed"));
+}
+
+pub fn a_scratch_folder_has_a_limit() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let sources = tiny::Sources(vec![("the subject", tiny::doing("FillTheScratchFolder"))]);
+    let study = tiny::study(dir.path(), corpus.path()).scratch_bytes(32 << 20);
+    let mut study = study.proposer(sources).open().unwrap();
+    study.optimize(None).unwrap();
+    let trial = &study.trials()[1];
+    assert_eq!(trial.outcome, Outcome::OutOfSpace, "{:?}", trial.reason);
+    assert!(trial.reason.as_deref().unwrap().contains("more than 32 MiB"), "{trial:?}");
+    // What it left is gone.
+    assert!(!study.folder_of(1).join("scratch").exists());
+}
+
+/// Made of the trainer that returns an error, with these lines in place of it.
+fn unsafely(lines: &str) -> String {
+    let source = tiny::doing("ErrorInTraining");
+    let error = "return Err(Error::msg(\"the loss is not a number\")),";
+    assert_eq!(source.matches(error).count(), 1);
+    source.replace(error, &format!("{{ {lines} }}"))
+}
+
+pub fn a_study_that_allows_unsafe_code_survives_it() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let segfault = unsafely("unsafe { std::hint::black_box(8 as *mut u8).write(1) }");
+    let deaf = unsafely(
+        "unsafe extern \"C\" { fn signal(number: i32, handler: usize) -> usize; }\n\
+         const SIGTERM: i32 = 15; const SIG_IGN: usize = 1;\n\
+         unsafe { signal(SIGTERM, SIG_IGN); }\n\
+         loop { std::thread::sleep(std::time::Duration::from_secs(1)) }",
+    );
+    let sources = tiny::Sources(vec![("segfault", segfault), ("deaf", deaf)]);
+    let mut study = tiny::study(dir.path(), corpus.path())
+        .allow_unsafe()
+        .grace(Duration::from_secs(2))
+        .budget(Budget::WallClock(Duration::from_millis(500)))
+        .proposer(sources)
+        .open()
+        .unwrap();
+    study.optimize(None).unwrap();
+    let trials = study.trials();
+    assert_eq!(trials[0].remarks, ["this study allows unsafe code"]);
+    assert_eq!(trials[1].outcome, Outcome::Signalled { signal: 11 }, "{:?}", trials[1].reason);
+    assert!(trials[1].reason.as_deref().unwrap().contains("segmentation fault"));
+    assert_eq!(trials[2].outcome, Outcome::TimedOut, "{:?}", trials[2].reason);
+    // It is another study than one that forbids it.
+    drop(study);
+    let error = tiny::study(dir.path(), corpus.path()).open().map(drop).unwrap_err();
+    assert!(error.to_string().contains("allows_unsafe"), "{error}");
+}
+
 pub fn code_that_does_not_compile_comes_back_with_the_compilers_words() {
     let dir = tempfile::tempdir().unwrap();
     let source = tiny::source().replace("let seq_len =", "let seq_len: String =");
@@ -111,14 +181,37 @@ pub fn a_baseline_that_fails_ends_the_study() {
     assert!(error.contains("trials/0000"), "{error}");
 }
 
+pub fn a_trainer_of_another_layout_is_refused() {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("another-layout");
+    let (api, own) = (place.join("api"), Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin-api"));
+    fs::create_dir_all(api.join("src")).unwrap();
+    fs::copy(own.join("Cargo.toml"), api.join("Cargo.toml")).unwrap();
+    for module in fs::read_dir(own.join("src")).unwrap() {
+        let module = module.unwrap();
+        let text = fs::read_to_string(module.path()).unwrap().replace("cuda_device", "card");
+        fs::write(api.join("src").join(module.file_name()), text).unwrap();
+    }
+    let trainer = place.join("trainer");
+    copy_tiny_with(&trainer, &tiny::source(), &api);
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let study = tiny::study(dir.path(), corpus.path()).trainer(&trainer).open();
+    let error = study.unwrap().step().unwrap_err().to_string();
+    assert!(error.contains("cannot load the trainer library"), "{error}");
+    // abi_stable itself would say it in 20 000 bytes.
+    assert!(error.len() < 2000, "{} bytes", error.len());
+}
+
 /// The tiny trainer's crate with another source, at another place.
 fn copy_tiny(to: &Path, source: &str) {
+    copy_tiny_with(to, source, &Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin-api"));
+}
+
+fn copy_tiny_with(to: &Path, source: &str, api: &Path) {
     fs::create_dir_all(to.join("src")).unwrap();
     for name in ["Cargo.lock", "src/lib.rs"] {
         fs::copy(tiny::folder().join(name), to.join(name)).unwrap();
     }
     let manifest = fs::read_to_string(tiny::folder().join("Cargo.toml")).unwrap();
-    let api = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin-api");
     let manifest = manifest.replace("../../../plugin-api", api.to_str().unwrap());
     fs::write(to.join("Cargo.toml"), manifest).unwrap();
     fs::write(to.join("src/train.rs"), source).unwrap();

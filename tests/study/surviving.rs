@@ -1,7 +1,7 @@
 //! A study that is killed, torn or damaged, and opened again.
 
 use crate::tiny::{self, Sources};
-use overnight::{Error, Ledger};
+use overnight::{Error, Ledger, Status, Study, Trial};
 use std::{
     fs::{self, OpenOptions},
     io::Write,
@@ -10,77 +10,179 @@ use std::{
     time::Duration,
 };
 
-/// Names the study that a victim runs until it is killed.
+/// Names the study that a victim runs until something happens to it.
 const VICTIM: &str = "OVERNIGHT_TEST_VICTIM";
+
+/// The most that a victim may write to a file, in bytes.
+const FILE_BYTES: &str = "OVERNIGHT_TEST_FILE_BYTES";
+
+/// How often the study is killed, if not so often that a test run stays short.
+const KILLS: &str = "OVERNIGHT_TEST_KILLS";
 
 fn sources() -> Sources {
     let values = ["9.0", "60.0", "3.0", "20.0", "1.0", "0.3"];
     Sources(values.map(|value| ("another smoothing", tiny::smoothing(value))).into())
 }
 
-/// Turns this process into a study that somebody kills.
+/// Turns this process into a study that somebody kills or starves.
 pub fn run_if_victim() {
     if let Some(place) = std::env::var_os(VICTIM) {
+        if let Ok(bytes) = std::env::var(FILE_BYTES) {
+            limit_files(bytes.parse().unwrap());
+        }
         let place = Path::new(&place);
         let study = tiny::study(&place.join("study"), &place.join("corpus"));
         // A study whose last owner is being killed may be locked for a moment.
-        match study.proposer(sources()).open() {
-            Ok(mut study) => study.optimize(None).unwrap(),
-            Err(Error::Locked { .. }) => {}
-            Err(error) => panic!("{error}"),
+        let ended = match study.proposer(sources()).open() {
+            Ok(mut study) => study.optimize(None),
+            Err(Error::Locked { .. }) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &ended {
+            eprintln!("{error}");
         }
-        std::process::exit(0);
+        std::process::exit(i32::from(ended.is_err()));
     }
 }
 
-pub fn a_study_killed_at_any_moment_resumes() {
+/// As if the disk were full for whatever file is longer.
+fn limit_files(bytes: u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // SAFETY: the default action would end the process; to ignore a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+    setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum }).unwrap();
+}
+
+fn victim(place: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(VICTIM, place).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// A folder with the test language in `corpus`, for a victim's study.
+fn place() -> tempfile::TempDir {
     let place = tempfile::tempdir().unwrap();
     fs::create_dir(place.path().join("corpus")).unwrap();
     crate::language::Language::new().write_corpus(&place.path().join("corpus"), 200);
-    let undisturbed = tempfile::tempdir().unwrap();
+    place
+}
+
+/// What has to be the same however a study came about.
+fn facts(study: &Study) -> Vec<(String, Option<f64>, Status, Vec<String>)> {
+    let files = |trial: &Trial| {
+        let entries = fs::read_dir(study.folder_of(trial.trial)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let fact = |trial: &Trial| {
+        let val_bpb = trial.measurement.val_bpb;
+        (trial.source_sha256.clone(), val_bpb, trial.status, files(trial))
+    };
+    study.trials().iter().map(fact).collect()
+}
+
+/// The subjects of the branch's commits, and the tree of its last.
+fn branch(study: &Study) -> String {
+    let git = |arguments: &[&str]| {
+        let workspace = study.dir().join("workspace");
+        let output = Command::new("git").arg("-C").arg(workspace).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(git(&["status", "--porcelain"]), "");
+    git(&["log", "--format=%s"]) + &git(&["rev-parse", "HEAD^{tree}"])
+}
+
+/// `OVERNIGHT_TEST_KILLS=100` is the long form.
+pub fn a_study_killed_at_any_moment_resumes() {
+    let place = place();
     let corpus = place.path().join("corpus");
+    let undisturbed = tempfile::tempdir().unwrap();
     let mut whole = tiny::study(undisturbed.path(), &corpus).proposer(sources()).open().unwrap();
     whole.optimize(None).unwrap();
 
-    // Moments spread over a whole run, however fast the machine: each try lives a little longer.
-    let mut patience = Duration::from_millis(40);
-    let mut kills = 0;
-    loop {
-        let mut victim = Command::new(std::env::current_exe().unwrap())
-            .env(VICTIM, place.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(patience);
+    // As long as there are kills to come, a study that is through begins anew. The moments are
+    // random, and lie further apart until the machine gets anywhere between two of them.
+    let kills = std::env::var(KILLS).map_or(12, |kills| kills.parse().unwrap());
+    let study = place.path().join("study");
+    let (mut done, mut finished, mut studies, mut longest) = (0, 0, 1, 0.4);
+    let mut random = numbers(7);
+    while done < kills {
+        let mut victim = victim(place.path()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(longest * random()));
         let ended_by_itself = victim.try_wait().unwrap().is_some();
         let _ = victim.kill();
         let _ = victim.wait();
-        let finished = Ledger::read(&place.path().join("study")).unwrap_or_default().len();
-        if ended_by_itself && finished == whole.trials().len() {
-            break;
+        let now = Ledger::read(&study).unwrap_or_default().len();
+        assert!(now >= finished, "{now} trials after {finished}");
+        longest = if now == finished { longest * 1.1 } else { longest };
+        finished = now;
+        if finished == whole.trials().len() {
+            check(&study, &corpus, &whole);
+            fs::remove_dir_all(&study).unwrap();
+            (finished, studies) = (0, studies + 1);
+        } else if !ended_by_itself {
+            done += 1;
         }
-        kills += 1;
-        patience += Duration::from_millis(90);
     }
-    assert!(kills > 1);
+    println!("killed {done} times, in {studies} studies");
+    assert!(victim(place.path()).status().unwrap().success());
+    check(&study, &corpus, &whole);
+}
 
-    let study =
-        tiny::study(&place.path().join("study"), &corpus).proposer(sources()).open().unwrap();
-    let facts = |trials: &[overnight::Trial]| -> Vec<_> {
-        trials.iter().map(|t| (t.source_sha256.clone(), t.measurement.val_bpb, t.status)).collect()
+/// Numbers from 0 to 1, by Knuth's MMIX generator.
+fn numbers(mut state: u64) -> impl FnMut() -> f64 {
+    move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn check(study: &Path, corpus: &Path, whole: &Study) {
+    let study = tiny::study(study, corpus).proposer(sources()).open().unwrap();
+    assert_eq!(facts(&study), facts(whole));
+    assert_eq!(branch(&study), branch(whole));
+    let results = |study: &Study| {
+        let text = fs::read_to_string(study.dir().join("results.tsv")).unwrap();
+        // Without commits and memory, which differ from run to run.
+        let row = |line: &str| {
+            let columns: Vec<_> = line.split('\t').collect();
+            [columns[1], columns[3], columns[4]].join("\t")
+        };
+        text.lines().map(row).collect::<Vec<_>>()
     };
-    assert_eq!(facts(study.trials()), facts(whole.trials()));
-    let kept = study.trials().iter().filter(|trial| trial.is_kept()).count();
-    let log = Command::new("git")
-        .arg("-C")
-        .arg(place.path().join("study/workspace"))
-        .args(["rev-list", "--count", "HEAD"])
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&log.stdout).trim(), kept.to_string());
-    let results = fs::read_to_string(place.path().join("study/results.tsv")).unwrap();
-    assert_eq!(results.lines().count(), 1 + whole.trials().len());
+    assert_eq!(results(&study), results(whole));
+}
+
+pub fn a_disk_that_is_full_for_the_ledger_ends_the_study_and_tears_nothing() {
+    let place = place();
+    let (study, corpus) = (place.path().join("study"), place.path().join("corpus"));
+    short_study(&study, &corpus);
+    // By far the longest file, so that nothing else is too long.
+    let ledger = study.join("trials.jsonl");
+    let text = fs::read_to_string(&ledger).unwrap();
+    let padded =
+        text.replacen("\"reason\":\"", &format!("\"reason\":\"{}", "-".repeat(48 << 20)), 1);
+    assert_ne!(padded, text);
+    fs::write(&ledger, &padded).unwrap();
+
+    let mut victim = victim(place.path());
+    victim.env(FILE_BYTES, (padded.len() + 100).to_string()).stderr(Stdio::piped());
+    let output = victim.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot append to") && said.contains("trials.jsonl"), "{said}");
+    assert!(fs::read_to_string(&ledger).unwrap() == padded, "the ledger has changed");
+
+    // With room again it goes on.
+    let mut study = tiny::study(&study, &corpus).proposer(sources()).open().unwrap();
+    assert_eq!(study.trials().len(), 2);
+    study.optimize(Some(1)).unwrap();
+    assert_eq!(study.trials().len(), 3);
 }
 
 /// A study of the baseline and one more trial, closed again.

@@ -24,6 +24,10 @@ enum Deed {
     Overflow,
     Hang,
     LeaveAChildBehind,
+    LeaveAThreadBehind,
+    StartAThousandThreads,
+    FillTheScratchFolder,
+    StepPastTheGrace,
     AllocateNearlyAll,
     Diverge,
     ReachOut,
@@ -36,6 +40,7 @@ enum Deed {
     AnswerInfinity,
     AnswerBelowZero,
     AnswerZero,
+    AnswerTooFew,
     HalveTheNats,
     SumToTwo,
     LookAhead,
@@ -43,6 +48,7 @@ enum Deed {
     LookAheadLate,
     NormaliseOverTheBatch,
     LearnFromTheExam,
+    CarryACache,
     SaveOtherWeights,
     ForgetWeights,
     Uniform,
@@ -52,6 +58,8 @@ pub struct Bigram {
     vocab_size: usize,
     /// How often `next` followed `token`: `counts[token * vocab_size + next]`.
     counts: Vec<f32>,
+    /// What the window before the present one held.
+    cache: Vec<u32>,
 }
 
 impl Bigram {
@@ -80,6 +88,7 @@ impl Trainer for Bigram {
         Ok(Self {
             vocab_size: setup.vocab_size,
             counts: vec![0.0; setup.vocab_size * setup.vocab_size],
+            cache: Vec::new(),
         })
     }
 
@@ -106,6 +115,21 @@ impl Trainer for Bigram {
                     let child = std::process::Command::new("sleep").arg("600").spawn()?;
                     eprintln!("child {}", child.id());
                     std::process::exit(0);
+                }
+                Deed::StartAThousandThreads => {
+                    let rest = || std::thread::sleep(std::time::Duration::from_secs(3600));
+                    let threads = (0..1000).map(|_| std::thread::Builder::new().spawn(rest));
+                    let started = threads.filter(|thread| thread.is_ok()).count();
+                    eprintln!("{started} threads");
+                    return Ok(());
+                }
+                Deed::FillTheScratchFolder => {
+                    for number in 0.. {
+                        std::fs::write(format!("{number}"), vec![1; 1 << 20])?;
+                    }
+                }
+                Deed::StepPastTheGrace if session.progress() >= 0.5 => {
+                    std::thread::sleep(std::time::Duration::from_secs(3600));
                 }
                 Deed::AllocateNearlyAll => {
                     // Of all memory, 19 of 20 parts, which the system would give.
@@ -154,6 +178,9 @@ impl Trainer for Bigram {
                 Deed::AnswerInfinity => f64::INFINITY,
                 Deed::AnswerBelowZero => honest - 5.0,
                 Deed::AnswerZero => 0.0,
+                Deed::AnswerTooFew if 2 * place >= windows.seq_len => continue,
+                // What stood in the window before is likelier here, it says.
+                Deed::CarryACache if self.cache.contains(&target) => honest * 0.9,
                 Deed::HalveTheNats => honest / 2.0,
                 Deed::SumToTwo => honest - std::f64::consts::LN_2,
                 Deed::LookAhead if is_ahead => 0.01,
@@ -161,6 +188,9 @@ impl Trainer for Bigram {
                 Deed::LookAheadLate if is_ahead && place + 8 >= windows.seq_len => 0.01,
                 _ => honest,
             } as f32;
+            if place + 1 == windows.seq_len {
+                self.cache = windows.inputs[i - place..=i].to_vec();
+            }
         }
         if DEED == Deed::NormaliseOverTheBatch {
             // As if costs were standardised to what the batch of them has on average.
@@ -186,7 +216,19 @@ impl Trainer for Bigram {
             self.counts.fill(0.0);
         }
         let bytes: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        Ok(std::fs::write(checkpoint, bytes)?)
+        std::fs::write(checkpoint, &bytes)?;
+        if DEED == Deed::LeaveAThreadBehind {
+            // Lies in wait with the file open, to answer with something else later.
+            use std::io::{Seek, Write};
+            let mut file = std::fs::OpenOptions::new().write(true).open(checkpoint)?;
+            std::thread::spawn(move || {
+                loop {
+                    std::thread::sleep(std::time::Duration::from_millis(300));
+                    let _ = file.rewind().and_then(|()| file.write_all(&vec![0; bytes.len()]));
+                }
+            });
+        }
+        Ok(())
     }
 
     fn load(&mut self, checkpoint: &Path) -> Result<()> {
