@@ -8,7 +8,7 @@ mod view;
 
 use clap::Parser;
 use overnight::{
-    Budget, Certificate, CommandObjective, Error, JudgeRule, Sandbox, StopHandle, Study,
+    Ablation, Budget, Certificate, CommandObjective, Error, JudgeRule, Sandbox, StopHandle, Study,
     data::DataSpec,
     proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
@@ -62,11 +62,12 @@ struct Options {
     /// Measure the baseline this many times more first, to know the noise of a measurement
     #[arg(long, value_name = "N", default_value_t = 2)]
     controls: usize,
-    /// In the end, measure baseline and best again under this many fresh seeds
+    /// In the end, try the best without each change that is weakly supported, and measure baseline
+    /// and best again, all under this many fresh seeds
     #[arg(long, value_name = "N", default_value_t = 0)]
     certify: usize,
-    /// By which rule a trial is kept: posterior, what can be expected to be better; or greedy, what
-    /// measured better
+    /// By which rule a trial is kept: posterior, what can be expected to be better; greedy, what
+    /// measured better; or significant, what is better beyond the noise when measured again
     #[arg(long, value_name = "RULE", default_value_t)]
     judge: JudgeRule,
     /// Refuse to run where trainers cannot be confined entirely
@@ -123,14 +124,15 @@ fn run(options: &Options) -> Result<(), Error> {
     let study = study(options, stop, observer);
     let result = study.and_then(|mut study| {
         let result = study.optimize(options.trials);
+        let certificate = result.and_then(|()| match options.certify {
+            0 => Ok(None),
+            pairs => study.certify(pairs),
+        });
         // What is recorded is worth a report, whatever ended the night.
         let trials = study.trials().to_vec();
         let chart = report::write_chart(study.dir(), &trials);
-        result.and(chart)?;
-        let certificate = match options.certify {
-            0 => None,
-            pairs => study.certify(pairs)?,
-        };
+        let certificate = certificate?;
+        chart?;
         Ok((study.dir().to_owned(), trials, certificate))
     });
     // The study is gone, and with it the last sender of events.
@@ -138,7 +140,12 @@ fn run(options: &Options) -> Result<(), Error> {
     let (dir, trials, certificate) = result?;
     if !options.json {
         print!("{}", report::summary(&trials));
-        if let Some(Certificate { gain, pairs, .. }) = certificate {
+        if let Some(Certificate { gain, pairs, ablations, .. }) = certificate {
+            for Ablation { of, loss, dropped, .. } in ablations {
+                let loss = loss.map_or("nothing that works".to_owned(), |loss| loss.to_string());
+                let fate = if dropped { "dropped" } else { "stays" };
+                println!("ablation:         without trial {of} worse by {loss}: it {fate}");
+            }
             println!("certified_gain:   {gain} over {pairs} fresh seeds");
         }
         println!("chart:            {}", dir.join("progress.svg").display());

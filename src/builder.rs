@@ -362,7 +362,8 @@ impl StudyBuilder {
             let (done, total) = (preparing.done, preparing.total);
             tell(observers, &Event::Preparing { stage, done, total });
         })?;
-        let exam = Exam::prepare(&dataset, &self.rules)?;
+        let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
+        let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
         let cargo = Cargo::open(&trainer, &cache, self.stop.clone())?;
         let cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {
@@ -406,6 +407,7 @@ impl StudyBuilder {
                 bos: dataset.bos(),
                 budget: self.budget,
                 exam,
+                test,
                 cargo,
                 runner,
             }),

@@ -67,7 +67,7 @@ pub enum Error {
     },
 
     /// The text names no rule of the judge's.
-    #[error("{text:?} is no rule to judge by (posterior or greedy)")]
+    #[error("{text:?} is no rule to judge by (posterior, greedy or significant)")]
     JudgeRule { text: String },
 
     /// The text is no allowance.

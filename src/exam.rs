@@ -37,7 +37,7 @@ pub(crate) struct Exam {
 /// An exam that was passed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Grade {
-    pub val_bpb: f64,
+    pub bits_per_byte: f64,
     /// Greatest difference between the rooms, in nats.
     pub disagreement: f64,
 }
@@ -55,9 +55,9 @@ const TOLERANCE: f64 = 0.02;
 const MEAN_TOLERANCE: f64 = 0.002;
 
 impl Exam {
-    /// Packs the validation split into the study's windows.
-    pub(crate) fn prepare(dataset: &Dataset, rules: &Rules) -> Result<Self> {
-        let tokens = dataset.open(Split::Validation)?;
+    /// Packs a split into the study's windows.
+    pub(crate) fn prepare(dataset: &Dataset, split: Split, rules: &Rules) -> Result<Self> {
+        let tokens = dataset.open(split)?;
         Ok(Self {
             windows: Windows::pack(tokens, dataset.bos(), rules.windows, rules.seq_len)?,
             token_bytes: dataset.token_bytes().to_vec(),
@@ -120,8 +120,8 @@ impl Exam {
             progress(questions + done + 1, steps);
         }
         let disagreement = compare(&pairs).map_err(rejected)?;
-        let val_bpb = bits_per_byte(&nats, &self.windows.targets, &self.token_bytes);
-        Ok(Grade { val_bpb, disagreement })
+        let bits_per_byte = bits_per_byte(&nats, &self.windows.targets, &self.token_bytes);
+        Ok(Grade { bits_per_byte, disagreement })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     Budget, Error, Outcome, Result,
+    hash::sha256_of_file,
     laboratory::Halt,
     log::Log,
     plugin::Failure,
@@ -158,12 +159,7 @@ impl Runner {
 
             let saving = Instant::now();
             let saved = scratch.folder.join("checkpoint");
-            worker.ask(&Request::Save { checkpoint: saved.clone() })?;
-            worker.done(self.limits.checkpoint, "save")?;
-            // A link would lead whoever reads the weights to where it points.
-            if !fs::symlink_metadata(&saved).is_ok_and(|saved| saved.is_file()) {
-                return Err(ended(Outcome::Failed, "save: it left no file".to_owned()));
-            }
+            worker.save(self, &saved)?;
             fs::rename(&saved, job.checkpoint).map_err(Error::io("move", saved))?;
             Ok(Trained { startup, training, saving: saving.elapsed(), progress })
         };
@@ -171,6 +167,29 @@ impl Runner {
         worker.read_peak_memory();
         *peak_memory_mb = worker.peak_memory_mb;
         trained
+    }
+
+    /// A hash of what a trainer saves that was built under this seed and has not trained.
+    pub(crate) fn first_weights(
+        &self,
+        library: &Path,
+        folder: &Path,
+        seed: u64,
+    ) -> Result<String, Halt> {
+        let setup = Setup { seed, ..self.setup };
+        let runner = Self { setup, ..self.clone() };
+        let scratch = Scratch::new(folder.join("scratch"))?;
+        let mut worker = Worker::spawn(&runner, folder, &scratch.folder)?;
+        let confinement = Confinement {
+            readable: vec![library.to_owned()],
+            scratch: Some(scratch.folder.clone()),
+            cuda: self.setup.cuda_device.is_some(),
+        };
+        worker.confine(&runner, confinement)?;
+        worker.start(&runner, library, None)?;
+        let saved = scratch.folder.join("checkpoint");
+        worker.save(&runner, &saved)?;
+        sha256_of_file(&saved).map_err(|error| Error::io("read", saved)(error).into())
     }
 
     /// A fresh worker that has taken its weights from `checkpoint` and waits for questions.
@@ -388,6 +407,17 @@ impl Worker {
         let library = library.to_owned();
         self.ask(&Request::Start { library, setup: runner.setup, training })?;
         self.done(runner.limits.start, "new")
+    }
+
+    fn save(&mut self, runner: &Runner, checkpoint: &Path) -> Result<(), Halt> {
+        self.ask(&Request::Save { checkpoint: checkpoint.to_owned() })?;
+        self.done(runner.limits.checkpoint, "save")?;
+        // A link would lead whoever reads the weights to where it points.
+        if fs::symlink_metadata(checkpoint).is_ok_and(|saved| saved.is_file()) {
+            Ok(())
+        } else {
+            Err(ended(Outcome::Failed, "save: it left no file".to_owned()))
+        }
     }
 
     fn ask(&mut self, request: &Request) -> Result<(), Halt> {

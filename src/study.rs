@@ -1,11 +1,12 @@
 //! The loop itself: propose, measure, mend, judge, record.
 
 use crate::{
-    Error, Event, Measurement, Outcome, Result, Status, StopHandle, StudyBuilder, Trial,
+    Error, Event, Measurement, Outcome, Repetition, Result, Status, StopHandle, StudyBuilder,
+    Trial,
     builder::tell,
     config::Config,
     hash::{number_of_parts, sha256},
-    judge::{Candidate, Claim, Judge},
+    judge::{Candidate, Claim, Decision, Evidence, Judge},
     laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
     ledger::Ledger,
     proposer::{Brief, Fault, Proposal, Roster, Turn},
@@ -76,6 +77,41 @@ struct Ending {
     mending: Duration,
 }
 
+/// What becomes a line of the ledger, beside the measurement.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub proposer: String,
+    pub proposal: Proposal,
+    pub repeats: Option<usize>,
+    pub status: Status,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    pub evidence: Option<Evidence>,
+    pub repetitions: Vec<Repetition>,
+    pub repairs: usize,
+}
+
+impl Entry {
+    /// Of a trial that came to nothing, as long as nothing else is known.
+    pub(crate) fn new(proposer: impl Into<String>, proposal: Proposal) -> Self {
+        Self {
+            proposer: proposer.into(),
+            proposal,
+            repeats: None,
+            status: Status::Crash,
+            outcome: Outcome::Measured,
+            reason: None,
+            evidence: None,
+            repetitions: Vec::new(),
+            repairs: 0,
+        }
+    }
+
+    pub(crate) fn decide(&mut self, status: Status, reason: String) {
+        (self.status, self.reason) = (status, Some(reason));
+    }
+}
+
 impl Study {
     /// Describes a study in the folder `dir`, to be created or resumed.
     pub fn builder(dir: impl Into<PathBuf>) -> StudyBuilder {
@@ -113,112 +149,49 @@ impl Study {
         }
         self.check_space()?;
         let number = self.ledger.trials().len();
-        let begun = (Instant::now(), jiff::Timestamp::now());
-        let folder = self.trial_folder(number)?;
-
+        let mut attempt = Attempt::new(number, self.config.seed, self.trial_folder(number)?);
         let Some(mut origin) = self.originate(number)? else {
-            let _ = fs::remove_dir_all(&folder);
+            let _ = fs::remove_dir_all(&attempt.folder);
             return Ok(None);
         };
-        let mut attempt = Attempt {
-            number,
-            seed: self.seed_of(&origin, number),
-            folder,
-            measurement: Measurement::default(),
-        };
-        let proposing = begun.0.elapsed();
+        if let Origin::Control { .. } = origin {
+            attempt.seed = derived_seed("control", self.config.seed, number);
+        }
+        let proposing = attempt.begun.elapsed();
         let Some(ending) = self.carry_out(&mut attempt, &mut origin)? else {
             self.workspace.reset()?;
             return Ok(None);
         };
         let Ending { outcome, reason, repairs, mending } = ending;
+        attempt.measurement.propose_seconds = Some((proposing + mending).as_secs_f64());
 
-        let Attempt { seed, folder, mut measurement, .. } = attempt;
-        measurement.propose_seconds = Some((proposing + mending).as_secs_f64());
-        if let Origin::Proposed(turn) = &origin {
-            let usage = self.roster.take_usage(turn);
-            (measurement.propose_usd, measurement.propose_tokens) = (usage.usd, usage.tokens);
-        }
-        let incumbent = self.ledger.incumbent();
-        let parent = incumbent.map(|trial| trial.trial);
-        let mut evidence = None;
-        let (status, reason) = match (measurement.cost(), &origin) {
+        let mut entry = Entry { outcome, reason, repairs, ..self.entry(&origin)? };
+        match (attempt.measurement.cost(), &mut origin) {
             (Some(cost), Origin::Control { .. }) => {
                 self.judge.control(cost);
-                (Status::Discard, Some("a control run".to_owned()))
+                entry.decide(Status::Discard, "a control run".to_owned());
             }
             (Some(cost), _) => {
-                let is_shorter = self.is_shorter(&origin);
-                let decision = self.judge.decide(Candidate { cost, is_shorter });
-                evidence = decision.evidence;
+                let Some(decision) = self.decide(cost, &mut entry)? else {
+                    self.workspace.reset()?;
+                    return Ok(None);
+                };
                 let status = if decision.keep { Status::Keep } else { Status::Discard };
-                (status, Some(decision.reason))
+                entry.decide(status, decision.reason);
+                entry.evidence = decision.evidence;
             }
-            (None, _) => (Status::Crash, reason),
-        };
-        if number == 0 && status == Status::Crash {
-            return Err(Error::Baseline { reason: reason.unwrap_or_default(), folder });
+            (None, Origin::Baseline) => {
+                let reason = entry.reason.unwrap_or_default();
+                return Err(Error::Baseline { reason, folder: attempt.folder });
+            }
+            (None, _) => {}
         }
-        let (proposer, proposal, repeats) = match origin {
-            Origin::Baseline => {
-                let mut proposal = Proposal::new(&self.baseline, "baseline");
-                if self.config.objective.allows_unsafe() {
-                    proposal.remarks.push("this study allows unsafe code".to_owned());
-                }
-                ("baseline".to_owned(), proposal, None)
-            }
-            Origin::Control { of } => {
-                let proposal = Proposal::new(self.workspace.read()?, format!("trial {of} again"));
-                ("control".to_owned(), proposal, Some(of))
-            }
-            Origin::Proposed(turn) => (turn.name, turn.proposal, None),
-        };
-        let commit = match status {
-            Status::Keep => {
-                let score = measurement.score().unwrap_or_default();
-                let message = format!(
-                    "trial {number}: {}\n\n{}: {score:.6}\nproposer: {proposer}",
-                    proposal.description,
-                    measurement.name_of_score(),
-                );
-                Some(self.workspace.commit(&message)?)
-            }
-            Status::Discard | Status::Crash => {
-                self.workspace.reset()?;
-                None
-            }
-        };
-        if status != Status::Keep {
-            // Weights and library are kept with the trials that are kept.
-            let _ = fs::remove_file(folder.join(CHECKPOINT));
-            let _ = fs::remove_file(folder.join(library_name()));
+        if let Origin::Proposed(turn) = &origin {
+            let usage = self.roster.take_usage(turn);
+            let measurement = &mut attempt.measurement;
+            (measurement.propose_usd, measurement.propose_tokens) = (usage.usd, usage.tokens);
         }
-        measurement.total_seconds = Some(begun.0.elapsed().as_secs_f64());
-        let trial = Trial {
-            trial: number,
-            parent,
-            commit,
-            proposer,
-            description: proposal.description,
-            status,
-            outcome,
-            reason,
-            measurement,
-            seed,
-            source_sha256: sha256(proposal.source.as_bytes()),
-            started: begun.1,
-            repeats,
-            evidence,
-            repairs,
-            remarks: proposal.remarks,
-        };
-        let json = serde_json::to_string_pretty(&trial).unwrap_or_default();
-        write(&folder.join("outcome.json"), &json)?;
-        let gain = self.gain(&trial);
-        self.ledger.append(trial.clone())?;
-        self.note(&trial, &proposal.source, gain);
-        self.tell(Event::Finished(Box::new(trial.clone())));
-        Ok(Some(trial))
+        self.conclude(attempt, entry).map(Some)
     }
 
     /// Where the study lives.
@@ -273,6 +246,144 @@ impl Study {
         }))
     }
 
+    fn entry(&self, origin: &Origin) -> Result<Entry> {
+        Ok(match origin {
+            Origin::Baseline => {
+                let mut proposal = Proposal::new(&self.baseline, "baseline");
+                if self.config.objective.allows_unsafe() {
+                    proposal.remarks.push("this study allows unsafe code".to_owned());
+                }
+                Entry::new("baseline", proposal)
+            }
+            Origin::Control { of } => {
+                let proposal = Proposal::new(self.workspace.read()?, format!("trial {of} again"));
+                Entry { repeats: Some(*of), ..Entry::new("control", proposal) }
+            }
+            Origin::Proposed(turn) => Entry::new(turn.name.clone(), turn.proposal.clone()),
+        })
+    }
+
+    /// Asks the judge, and measures again where it wants to know more. `None`: the study was stopped.
+    fn decide(&mut self, cost: f64, entry: &mut Entry) -> Result<Option<Decision>> {
+        let mut differences = Vec::new();
+        let is_shorter = self.is_shorter(&entry.proposal.source);
+        loop {
+            let candidate = Candidate { cost, is_shorter, differences: &differences };
+            if !self.judge.wants_another(&candidate) {
+                return Ok(Some(self.judge.decide(candidate)));
+            }
+            let seed = derived_seed("repetition", self.config.seed, differences.len());
+            let Some(incumbent) = self.incumbent_under(seed)? else { return Ok(None) };
+            let Some(again) = self.measure_again(&entry.proposal.source, seed)? else {
+                return Ok(None);
+            };
+            // The commit, if there is one, is of what lies there.
+            self.workspace.write(&entry.proposal.source)?;
+            let difference = match (again.measurement.score(), again.measurement.cost(), incumbent)
+            {
+                (Some(score), Some(cost), (incumbent, incumbents)) => {
+                    entry.repetitions.push(Repetition { seed, score, incumbent });
+                    incumbents - cost
+                }
+                // It does not work under every seed: that is no improvement.
+                _ => f64::NEG_INFINITY,
+            };
+            differences.push(difference);
+        }
+    }
+
+    /// Score and cost of the incumbent under a seed: as they were measured before, or now. `None`:
+    /// the study was stopped.
+    fn incumbent_under(&mut self, seed: u64) -> Result<Option<(f64, f64)>> {
+        let Some(incumbent) = self.ledger.incumbent().cloned() else { return Ok(None) };
+        let sign = if incumbent.measurement.higher_is_better() { -1.0 } else { 1.0 };
+        let of = |trial: &Trial, own: bool| {
+            let known = trial.repetitions.iter().find(|known| known.seed == seed)?;
+            Some(if own { known.score } else { known.incumbent })
+        };
+        let since = &self.ledger.trials()[incumbent.trial + 1..];
+        let known = of(&incumbent, true).or_else(|| since.iter().find_map(|t| of(t, false)));
+        if let Some(score) = known {
+            return Ok(Some((score, sign * score)));
+        }
+        let source = self.source_of(incumbent.trial)?;
+        let Some(again) = self.measure_again(&source, seed)? else { return Ok(None) };
+        // An incumbent that does not work under this seed is no measure for anything.
+        let score = again.measurement.score().unwrap_or(sign * f64::MAX);
+        Ok(Some((score, sign * score)))
+    }
+
+    /// Commits or undoes, records, and tells everybody.
+    pub(crate) fn conclude(&mut self, mut attempt: Attempt, mut entry: Entry) -> Result<Trial> {
+        let number = attempt.number;
+        let parent = self.ledger.incumbent().map(|trial| trial.trial);
+        let commit = if entry.status == Status::Keep {
+            match self.laboratory.examine_kept(&mut attempt) {
+                Ok(remarks) => entry.proposal.remarks.extend(remarks),
+                // It is decided, and may go without what would have been nice to know.
+                Err(Halt::Ended { .. } | Halt::Interrupted) => {}
+                Err(Halt::Broken(error)) => return Err(error),
+            }
+            let depends_on_seed = |measurement: &Measurement| measurement.depends_on_seed;
+            let baseline = self.ledger.trials().first();
+            if baseline.and_then(|trial| depends_on_seed(&trial.measurement)) == Some(true)
+                && depends_on_seed(&attempt.measurement) == Some(false)
+            {
+                let remark = "it starts from the same weights under every seed";
+                entry.proposal.remarks.push(remark.to_owned());
+            }
+            let score = attempt.measurement.score().unwrap_or_default();
+            let message = format!(
+                "trial {number}: {}\n\n{}: {score:.6}\nproposer: {}",
+                entry.proposal.description,
+                attempt.measurement.name_of_score(),
+                entry.proposer,
+            );
+            Some(self.workspace.commit(&message)?)
+        } else {
+            self.workspace.reset()?;
+            // Weights and library are kept with the trials that are kept.
+            let _ = fs::remove_file(attempt.folder.join(CHECKPOINT));
+            let _ = fs::remove_file(attempt.folder.join(library_name()));
+            None
+        };
+        let Attempt { seed, folder, mut measurement, begun, started, .. } = attempt;
+        measurement.total_seconds = Some(begun.elapsed().as_secs_f64());
+        let Proposal { source, description, remarks, .. } = entry.proposal;
+        let trial = Trial {
+            trial: number,
+            parent,
+            commit,
+            proposer: entry.proposer,
+            description,
+            status: entry.status,
+            outcome: entry.outcome,
+            reason: entry.reason,
+            measurement,
+            seed,
+            source_sha256: sha256(source.as_bytes()),
+            started,
+            repeats: entry.repeats,
+            evidence: entry.evidence,
+            repetitions: entry.repetitions,
+            repairs: entry.repairs,
+            remarks,
+        };
+        let json = serde_json::to_string_pretty(&trial).unwrap_or_default();
+        write(&folder.join("outcome.json"), &json)?;
+        let gain = self.gain(&trial);
+        self.ledger.append(trial.clone())?;
+        self.note(&trial, &source, gain);
+        self.tell(Event::Finished(Box::new(trial.clone())));
+        Ok(trial)
+    }
+
+    /// The stored source of a trial.
+    pub(crate) fn source_of(&self, trial: usize) -> Result<String> {
+        let path = self.folder_of(trial).join(self.name_of_source());
+        fs::read_to_string(&path).map_err(Error::io("read", path))
+    }
+
     /// Whether the incumbent is measured again in this trial.
     fn is_control(&self, number: usize) -> bool {
         let beyond = number.saturating_sub(self.controls);
@@ -280,15 +391,13 @@ impl Study {
             || self.control_every.is_some_and(|every| beyond.is_multiple_of(every.max(2)))
     }
 
-    /// Whether a proposal has less to read than the incumbent.
-    fn is_shorter(&self, origin: &Origin) -> bool {
-        let Origin::Proposed(turn) = origin else { return false };
+    /// Whether a source has less to read than the incumbent's.
+    fn is_shorter(&self, source: &str) -> bool {
         let incumbent = self.ledger.incumbent().map(|trial| trial.trial);
-        let path = self.folder_of(incumbent.unwrap_or_default()).join(self.name_of_source());
         // A folder that somebody cleaned up says nothing about it.
-        let Ok(source) = fs::read_to_string(path) else { return false };
+        let Ok(before) = self.source_of(incumbent.unwrap_or_default()) else { return false };
         let name = self.workspace.edited();
-        length(name, &turn.proposal.source) < length(name, &source)
+        length(name, source) < length(name, &before)
     }
 
     /// What a proposer is told. There is an incumbent once trial 0 stands.
@@ -431,14 +540,6 @@ impl Study {
         trial.cost().filter(|_| trial.is_kept()).map(|cost| before - cost)
     }
 
-    /// The study's seed, but for control runs.
-    fn seed_of(&self, origin: &Origin, number: usize) -> u64 {
-        match origin {
-            Origin::Control { .. } => derived_seed("control", self.config.seed, number),
-            Origin::Baseline | Origin::Proposed(_) => self.config.seed,
-        }
-    }
-
     /// Replays the ledger to the proposers, and to the study's own memory.
     pub(crate) fn remember(&mut self) -> Result<()> {
         for number in 0..self.ledger.trials().len() {
@@ -463,7 +564,7 @@ impl Study {
     }
 
     /// A fresh folder for a trial. A trial that was cut off left its own behind.
-    fn trial_folder(&self, number: usize) -> Result<PathBuf> {
+    pub(crate) fn trial_folder(&self, number: usize) -> Result<PathBuf> {
         let folder = self.folder_of(number);
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;

@@ -40,6 +40,9 @@ pub struct Trial {
     /// How far the judge could believe the measurement.
     #[serde(default)]
     pub evidence: Option<Evidence>,
+    /// Further measurements under other seeds, where the judge asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repetitions: Vec<Repetition>,
     /// How often the proposal was mended before it came to this.
     #[serde(default)]
     pub repairs: usize,
@@ -48,11 +51,28 @@ pub struct Trial {
     pub remarks: Vec<String>,
 }
 
+/// A trial and its incumbent, measured once more under a seed that both have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Repetition {
+    pub seed: u64,
+    /// The trial's score.
+    pub score: f64,
+    /// The incumbent's.
+    pub incumbent: f64,
+}
+
 /// What the host measured of a trial. Seconds are wall clock, as the parent process saw them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// Validation cost in bits per byte of text, over the study's fixed windows. Lower is better.
     pub val_bpb: Option<f64>,
+    /// The same over the test split, of trials that were kept. Measured after the decision, and never
+    /// read by one.
+    #[serde(default)]
+    pub test_bpb: Option<f64>,
+    /// Whether the first weights are others under another seed; of trials that were kept.
+    #[serde(default)]
+    pub depends_on_seed: Option<bool>,
     /// What is measured instead of bits per byte, where the objective is a command's.
     #[serde(default)]
     pub metric: Option<Metric>,

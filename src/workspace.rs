@@ -71,6 +71,21 @@ impl Workspace {
         }
     }
 
+    /// What leads from `from` to `to`, done to `text` (a merge with three sides). `None`: they
+    /// contradict each other.
+    pub(crate) fn merge(&self, text: &str, from: &str, to: &str) -> Result<Option<String>> {
+        let place = tempfile::tempdir().map_err(Error::io("create", "a temporary folder"))?;
+        let mut paths = Vec::new();
+        for (name, side) in [("text", text), ("from", from), ("to", to)] {
+            let path = place.path().join(name);
+            fs::write(&path, side).map_err(Error::io("write", &path))?;
+            paths.push(path.to_string_lossy().into_owned());
+        }
+        let [text, from, to] = [&paths[0], &paths[1], &paths[2]];
+        let output = self.run(&["merge-file", "-p", "-q", text, from, to])?;
+        Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
     /// Commits the source in place; the full hash.
     pub(crate) fn commit(&self, message: &str) -> Result<String> {
         self.git(&["add", "--force", "--", &self.edited])?;

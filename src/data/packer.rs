@@ -138,7 +138,7 @@ impl Windows {
         }
         if windows.inputs.is_empty() {
             return Err(Error::Data {
-                what: "the validation split".to_owned(),
+                what: "the validation or test split".to_owned(),
                 problem: format!("it has not text enough for one window of {seq_len} tokens"),
             });
         }

@@ -9,11 +9,13 @@
 
 mod belief;
 mod effects;
+mod significant;
 pub mod simulation;
 
 use crate::{Error, Result, Trial};
 use belief::Belief;
 use serde::{Deserialize, Serialize};
+use significant::{Verdict, verdict};
 use std::{fmt, str::FromStr};
 
 /// By which rule a candidate is kept.
@@ -27,6 +29,9 @@ pub enum JudgeRule {
     Posterior,
     /// autoresearch's: keeps what measured better, luck included.
     Greedy,
+    /// Measures what looks better up to twice again, under seeds that it shares with the incumbent,
+    /// and keeps what is better beyond the noise.
+    Significant,
 }
 
 impl fmt::Display for JudgeRule {
@@ -34,6 +39,7 @@ impl fmt::Display for JudgeRule {
         f.write_str(match self {
             Self::Posterior => "posterior",
             Self::Greedy => "greedy",
+            Self::Significant => "significant",
         })
     }
 }
@@ -45,6 +51,7 @@ impl FromStr for JudgeRule {
         match text {
             "posterior" => Ok(Self::Posterior),
             "greedy" => Ok(Self::Greedy),
+            "significant" => Ok(Self::Significant),
             _ => Err(Error::JudgeRule { text: text.to_owned() }),
         }
     }
@@ -108,11 +115,13 @@ const PRICE_OF_LENGTH: f64 = 0.05;
 
 /// A candidate as it was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+pub struct Candidate<'a> {
     /// Lower is better.
     pub cost: f64,
     /// Whether its source is shorter than the incumbent's.
     pub is_shorter: bool,
+    /// How much less it cost than the incumbent in each further measurement of both.
+    pub differences: &'a [f64],
 }
 
 impl Judge {
@@ -121,8 +130,21 @@ impl Judge {
         Self { rule, belief: None, incumbent: f64::INFINITY, has_controls: false }
     }
 
+    /// Whether a candidate, and the incumbent with it, should be measured once more before it is
+    /// decided about.
+    pub fn wants_another(&self, candidate: &Candidate<'_>) -> bool {
+        let verdict = self.belief.as_ref().map(|belief| self.test(candidate, belief.noise()));
+        self.rule == JudgeRule::Significant && verdict == Some(Verdict::Again)
+    }
+
+    fn test(&self, candidate: &Candidate<'_>, noise: f64) -> Verdict {
+        let mut gains = vec![self.incumbent - candidate.cost];
+        gains.extend(candidate.differences);
+        verdict(&gains, noise)
+    }
+
     /// Decides about a candidate, and learns from it. The first one is the baseline.
-    pub fn decide(&mut self, candidate: Candidate) -> Decision {
+    pub fn decide(&mut self, candidate: Candidate<'_>) -> Decision {
         self.weigh(candidate, None)
     }
 
@@ -131,7 +153,7 @@ impl Judge {
         match (trial.cost(), trial.repeats) {
             (Some(cost), Some(_)) => self.control(cost),
             (Some(cost), None) => {
-                let candidate = Candidate { cost, is_shorter: false };
+                let candidate = Candidate { cost, is_shorter: false, differences: &[] };
                 self.weigh(candidate, Some(trial.is_kept()));
             }
             (None, _) => {}
@@ -158,8 +180,9 @@ impl Judge {
         Some(Claim { gain, deviation })
     }
 
-    fn weigh(&mut self, candidate: Candidate, decided: Option<bool>) -> Decision {
-        let Candidate { cost, is_shorter } = candidate;
+    fn weigh(&mut self, candidate: Candidate<'_>, decided: Option<bool>) -> Decision {
+        let Candidate { cost, is_shorter, differences } = candidate;
+        let tested = self.belief.as_ref().map(|belief| self.test(&candidate, belief.noise()));
         let Some(belief) = &mut self.belief else {
             self.belief = Some(Belief::new(cost));
             self.incumbent = cost;
@@ -169,12 +192,19 @@ impl Judge {
         let share = if is_shorter { -PRICE_OF_LENGTH } else { WORTHWHILE };
         let keep = decided.unwrap_or(match self.rule {
             JudgeRule::Greedy => cost < self.incumbent,
+            JudgeRule::Significant => tested == Some(Verdict::Keep),
             JudgeRule::Posterior => assessment.gain > share * assessment.noise,
         });
         belief.settle(&assessment, keep);
         let change = cost - self.incumbent;
         let better = if change < 0.0 { "better" } else { "worse" };
         let mut reason = format!("measured {:.6} {better}", change.abs());
+        if self.rule == JudgeRule::Significant && !differences.is_empty() {
+            let times = differences.len();
+            let gains = differences.iter().map(|gain| format!("{gain:+.6}"));
+            let gains = gains.collect::<Vec<_>>().join(" and ");
+            reason += &format!("; measured again {times} times, better by {gains}");
+        }
         if self.rule == JudgeRule::Posterior {
             reason += &format!(
                 "; truly better with probability {:.2}, by {:.6} as far as one can expect",

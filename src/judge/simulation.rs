@@ -67,7 +67,7 @@ pub struct Figures {
 /// Plays `nights` nights of 100 measurements under a rule.
 ///
 /// The greedy rule needs no control runs and has none; what it claims is the difference between
-/// the measurements that it kept.
+/// the measurements that it kept. What the significant rule measures again counts as well.
 pub fn play(world: &World, rule: JudgeRule, nights: u64) -> Figures {
     let (mut truth, mut claimed, mut covered) = (0.0, 0.0, 0usize);
     for seed in 0..nights {
@@ -95,25 +95,56 @@ impl Night {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut judge = Judge::new(rule);
         let (mut true_gain, mut first, mut best) = (0.0, 0.0, 0.0);
+        // What incumbent and candidate cost under the seeds of repetitions, as far as is known.
+        let (mut incumbent, mut repeated) = (Vec::<f64>::new(), Vec::new());
         let with_controls = rule != JudgeRule::Greedy;
-        for number in 0..=MEASUREMENTS {
+        let (mut measured, mut next_control) = (0, CONTROLS + CONTROL_EVERY);
+        while measured <= MEASUREMENTS {
             let is_control =
-                number <= CONTROLS || (number - CONTROLS).is_multiple_of(CONTROL_EVERY);
-            let is_control = with_controls && number > 0 && is_control;
-            let is_proposal = number > 0 && !is_control;
+                with_controls && ((1..=CONTROLS).contains(&measured) || measured >= next_control);
+            if is_control && measured > CONTROLS {
+                next_control += CONTROL_EVERY;
+            }
+            let is_proposal = measured > 0 && !is_control;
             let change = if is_proposal { world.change(&mut rng) } else { 0.0 };
-            let loudness = 1.0 + world.drift * number as f64 / MEASUREMENTS as f64;
-            let noise: f64 = StandardNormal.sample(&mut rng);
-            let cost = BASELINE - true_gain + change + loudness * noise;
+            let truth = BASELINE - true_gain;
+            let mut measure = |of: f64| {
+                let loudness = 1.0 + world.drift * measured as f64 / MEASUREMENTS as f64;
+                let noise: f64 = StandardNormal.sample(&mut rng);
+                measured += 1;
+                of + loudness * noise
+            };
+            let cost = measure(truth + change);
             if is_control {
                 judge.control(cost);
-            } else if judge.decide(Candidate { cost, is_shorter: false }).keep {
+                continue;
+            }
+            let mut differences = Vec::new();
+            let candidate = loop {
+                let is_shorter = false;
+                let candidate = Candidate { cost, is_shorter, differences: &differences };
+                if !judge.wants_another(&candidate) {
+                    break candidate;
+                }
+                // The incumbent is measured under each further seed only once.
+                let place = differences.len();
+                if incumbent.len() == place {
+                    incumbent.push(measure(truth));
+                }
+                let again = measure(truth + change);
+                repeated.push(again);
+                differences.push(incumbent[place] - again);
+            };
+            if judge.decide(candidate).keep {
                 true_gain -= change;
                 best = cost;
-                if number == 0 {
-                    first = cost;
+                incumbent = std::mem::take(&mut repeated);
+                if is_proposal {
+                    continue;
                 }
+                first = cost;
             }
+            repeated.clear();
         }
         let claim = judge.claim().filter(|_| with_controls);
         let claimed_gain = claim.map_or(first - best, |claim| claim.gain);

@@ -8,7 +8,10 @@ pub use command::CommandObjective;
 pub(crate) use trainer::{CHECKPOINT, TrainerLaboratory, library_name};
 
 use crate::{Error, Event, Measurement, Outcome};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Measures sources, one after the other. What is learned on the way, even of one that comes to
 /// nothing, goes into the attempt.
@@ -19,6 +22,12 @@ pub(crate) trait Laboratory: Send {
         source: &Source<'_>,
         tell: &dyn Fn(Event),
     ) -> Result<(), Halt>;
+
+    /// Adds what is worth knowing of a trial that is kept, and has no part in that decision. Returns
+    /// what a person should know of it.
+    fn examine_kept(&mut self, _attempt: &mut Attempt) -> Result<Vec<String>, Halt> {
+        Ok(Vec::new())
+    }
 }
 
 /// A source in its work tree.
@@ -37,6 +46,22 @@ pub(crate) struct Attempt {
     /// The trial's own.
     pub folder: PathBuf,
     pub measurement: Measurement,
+    pub begun: Instant,
+    pub started: jiff::Timestamp,
+}
+
+impl Attempt {
+    /// One that begins now.
+    pub(crate) fn new(number: usize, seed: u64, folder: PathBuf) -> Self {
+        Self {
+            number,
+            seed,
+            folder,
+            measurement: Measurement::default(),
+            begun: Instant::now(),
+            started: jiff::Timestamp::now(),
+        }
+    }
 }
 
 /// Why a trial went no further.

@@ -22,6 +22,8 @@ pub(crate) struct TrainerLaboratory {
     pub bos: u32,
     pub budget: Budget,
     pub exam: Exam,
+    /// On the test split; `None` where that is too small.
+    pub test: Option<Exam>,
     pub cargo: Cargo,
     pub runner: Runner,
 }
@@ -48,8 +50,33 @@ impl Laboratory for TrainerLaboratory {
             tell(Event::Exam { trial: number, done: done as u64, total: total as u64 });
         });
         attempt.measurement.eval_seconds = Some((saving + begun.elapsed()).as_secs_f64());
-        attempt.measurement.val_bpb = Some(grade?.val_bpb);
+        attempt.measurement.val_bpb = Some(grade?.bits_per_byte);
         Ok(())
+    }
+
+    fn examine_kept(&mut self, attempt: &mut Attempt) -> Result<Vec<String>, Halt> {
+        let library = attempt.folder.join(library_name());
+        let first_weights = |seed| self.runner.first_weights(&library, &attempt.folder, seed);
+        let weights =
+            first_weights(attempt.seed).and_then(|own| Ok((own, first_weights(!attempt.seed)?)));
+        attempt.measurement.depends_on_seed = match weights {
+            Ok((own, other)) => Some(own != other),
+            Err(Halt::Ended { .. }) => None,
+            Err(halt) => return Err(halt),
+        };
+
+        let Some(test) = &self.test else { return Ok(Vec::new()) };
+        let checkpoint = attempt.folder.join(CHECKPOINT);
+        let candidate =
+            Candidate { library: &library, checkpoint: &checkpoint, folder: &attempt.folder };
+        match test.sit(&self.runner, &candidate, |_, _| {}) {
+            Ok(grade) => attempt.measurement.test_bpb = Some(grade.bits_per_byte),
+            Err(Halt::Ended { reason, .. }) => {
+                return Ok(vec![format!("the test split: {reason}")]);
+            }
+            Err(halt) => return Err(halt),
+        }
+        Ok(Vec::new())
     }
 }
 

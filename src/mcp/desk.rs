@@ -257,6 +257,8 @@ impl Desk {
         }
         let mut facts = json!(trial);
         facts["state"] = json!("finished");
+        // Whoever proposes must not aim at it.
+        facts.as_object_mut().and_then(|facts| facts.remove("test_bpb"));
         Reply::new(text, &facts)
     }
 

@@ -17,6 +17,7 @@ pub fn summary(trials: &[Trial]) -> String {
     if let Some(best) = best {
         let measured = &best.measurement;
         block.line(measured.name_of_score(), best_score.map(score));
+        block.line("test_bpb", measured.test_bpb.map(score));
         block.line("training_seconds", measured.training_seconds.map(tenths));
         block.line("total_seconds", measured.total_seconds.map(tenths));
         block.line("peak_vram_mb", measured.peak_vram_mb.map(tenths));

@@ -1,13 +1,29 @@
 //! What a trainer can get at.
 
 use crate::tiny;
-use overnight::{Event, Outcome, Sandbox, Trial};
+use overnight::{
+    Event, Outcome, Sandbox, Trial,
+    data::{DataSpec, Dataset, PrepareOptions, Split},
+};
+use std::path::{Path, PathBuf};
+
+/// Where the tokens are that the exam of a study over `corpus` asks about.
+fn validation_text(corpus: &Path) -> PathBuf {
+    let cache_dir = overnight::cache_dir().unwrap().join("data");
+    let options = PrepareOptions { vocab_size: tiny::VOCAB_SIZE, cache_dir };
+    let spec = DataSpec::Text(corpus.to_owned());
+    let path = Dataset::prepare(&spec, &options, |_| {}).unwrap().path(Split::Validation);
+    assert!(path.is_file());
+    path
+}
 
 /// The trials of a study after its baseline; nothing where the system cannot confine anybody.
-fn confined(sandbox: Sandbox, deeds: &[&'static str]) -> Option<Vec<Trial>> {
+fn confined(sandbox: Sandbox, deed: &'static str) -> Option<Vec<Trial>> {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let (sender, events) = crossbeam_channel::unbounded();
-    let sources = deeds.iter().map(|deed| (*deed, tiny::doing(deed))).collect();
+    let secret = format!("SECRET: &str = {:?};", validation_text(corpus.path()));
+    let source = tiny::replaced(&tiny::doing(deed), "SECRET: &str = \"\";", &secret);
+    let sources = vec![(deed, source)];
     let study = tiny::study(dir.path(), corpus.path()).observer(sender).sandbox(sandbox);
     let mut study = study.proposer(tiny::Sources(sources)).open().unwrap();
     let is_less = |event| matches!(event, Event::Unconfined { .. });
@@ -21,28 +37,34 @@ fn confined(sandbox: Sandbox, deeds: &[&'static str]) -> Option<Vec<Trial>> {
 
 pub fn a_trainer_reaches_nothing_that_it_has_no_business_with() {
     // Without a sandbox everything is there to be reached, so that the test can fail.
-    let open = confined(Sandbox::Off, &["ReachOut"]).unwrap();
+    let open = confined(Sandbox::Off, "ReachOut").unwrap();
     let reason = open[0].reason.as_deref().unwrap();
-    for thing in
-        ["the ledger", "the parent's environment", "its own memory", "programs", "TCP", "UDP"]
-    {
+    for thing in [
+        "the ledger",
+        "the validation text",
+        "the parent's environment",
+        "its own memory",
+        "programs",
+        "TCP",
+        "UDP",
+    ] {
         assert!(reason.contains(thing), "{thing}: {reason}");
     }
-    if let Some(trials) = confined(Sandbox::BestEffort, &["ReachOut"]) {
+    if let Some(trials) = confined(Sandbox::BestEffort, "ReachOut") {
         assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
     }
 }
 
 pub fn the_rooms_of_the_exam_pass_no_notes() {
-    let open = confined(Sandbox::Off, &["PassNotes"]).unwrap();
+    let open = confined(Sandbox::Off, "PassNotes").unwrap();
     assert!(open[0].reason.as_deref().unwrap().contains("notes were passed"), "{open:?}");
-    if let Some(trials) = confined(Sandbox::BestEffort, &["PassNotes"]) {
+    if let Some(trials) = confined(Sandbox::BestEffort, "PassNotes") {
         assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
     }
 }
 
 pub fn weights_that_are_a_link_are_none() {
-    let trials = confined(Sandbox::Off, &["SaveALink"]).unwrap();
+    let trials = confined(Sandbox::Off, "SaveALink").unwrap();
     assert_eq!(trials[0].outcome, Outcome::Failed, "{:?}", trials[0].reason);
     assert!(trials[0].reason.as_deref().unwrap().contains("it left no file"));
 }

@@ -2,7 +2,7 @@
 
 use crate::tiny::{self, Sources};
 use overnight::{
-    Budget, Event, Ledger, Outcome, Status, StopHandle, Study,
+    Budget, Event, JudgeRule, Ledger, Outcome, Status, StopHandle, Study, Trial,
     proposer::{Brief, Proposal, Tuner},
 };
 use std::{fs, path::Path, process::Command, time::Duration};
@@ -204,4 +204,95 @@ pub fn the_gain_of_a_night_is_certified_under_fresh_seeds() {
     assert!(certificate.gain.is_positive(), "{certificate:?}");
     assert!((certificate.gain.mean - measured).abs() < 0.1 * measured, "{certificate:?}");
     assert_eq!(study.trials().len(), 4, "reruns are not in the ledger");
+}
+
+/// Two changes: the study's seed is a lucky one, and more is read in a step.
+fn lucky_sources() -> Sources {
+    let lucky = tiny::doing("FeelLucky");
+    let also = tiny::replaced(&lucky, "{ 100_000 } else { 32 }", "{ 100_000 } else { 64 }");
+    Sources(vec![("the seed of seeds", lucky), ("longer rows", also)])
+}
+
+pub fn a_change_that_only_luck_speaks_for_is_dropped_by_the_certificate() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let open = || {
+        let study = tiny::study(dir.path(), corpus.path()).judge(JudgeRule::Greedy);
+        study.proposer(lucky_sources()).open().unwrap()
+    };
+    let mut study = open();
+    study.optimize(None).unwrap();
+    assert!(study.trials().iter().all(|trial| trial.is_kept()), "{:#?}", study.trials());
+    // As if the evidence were weak: no noise is as loud as such a difference.
+    drop(study);
+    let ledger = dir.path().join("trials.jsonl");
+    let mut lines = String::new();
+    for line in fs::read_to_string(&ledger).unwrap().lines() {
+        let mut trial: Trial = serde_json::from_str(line).unwrap();
+        trial.evidence.iter_mut().for_each(|evidence| evidence.improves = 0.7);
+        lines += &(serde_json::to_string(&trial).unwrap() + "\n");
+    }
+    fs::write(&ledger, lines).unwrap();
+
+    let mut study = open();
+    let certificate = study.certify(3).unwrap().unwrap();
+    let facts: Vec<_> = certificate.ablations.iter().map(|a| (a.of, a.dropped)).collect();
+    assert_eq!(facts, [(2, false), (1, true)], "{certificate:#?}");
+    let trials = study.trials().to_vec();
+    assert_eq!(trials[3].status, Status::Discard);
+    assert_eq!((trials[4].status, trials[4].proposer.as_str()), (Status::Keep, "certify"));
+    assert_eq!(trials[4].description, "without trial 1: the seed of seeds");
+    assert_eq!(certificate.best, 4);
+    assert!(certificate.gain.is_positive(), "{certificate:?}");
+    let source = fs::read_to_string(dir.path().join("workspace/src/train.rs")).unwrap();
+    assert!(source.contains("Deed = Deed::Honest;") && source.contains("else { 64 }"));
+    // The record of it is a ledger like any other.
+    drop(study);
+    assert_eq!(open().trials(), trials);
+}
+
+pub fn the_significant_rule_repeats_what_it_cannot_tell() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    // Far better, a little better, worse, lucky.
+    let sources = vec![
+        ("far better", tiny::smoothing("10.0")),
+        ("a little better", tiny::smoothing("9.9")),
+        ("worse", tiny::smoothing("60.0")),
+        ("lucky", tiny::replaced(&tiny::doing("FeelLucky"), "SMOOTHING / 10.0", "9.89")),
+    ];
+    let study = tiny::study(dir.path(), corpus.path()).judge(JudgeRule::Significant);
+    let mut study = study.proposer(Sources(sources)).open().unwrap();
+    study.optimize(None).unwrap();
+    let trials = study.trials();
+    let facts: Vec<_> = trials.iter().map(|t| (t.status, t.repetitions.len())).collect();
+    let expected = [
+        (Status::Keep, 0),
+        (Status::Keep, 0),
+        (Status::Discard, 2),
+        (Status::Discard, 0),
+        (Status::Discard, 1),
+    ];
+    assert_eq!(facts, expected, "{trials:#?}");
+    // Both are measured under the same seeds, the incumbent once.
+    let (little, lucky) = (trials[2].repetitions[0], trials[4].repetitions[0]);
+    assert_eq!((little.seed, little.incumbent), (lucky.seed, lucky.incumbent));
+    assert!(little.score < little.incumbent && lucky.score > lucky.incumbent);
+}
+
+pub fn kept_trials_are_scored_on_the_test_split_and_tell_if_they_hear_the_seed() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let trainer = tempfile::tempdir().unwrap();
+    tiny::copy(trainer.path(), &tiny::doing("DrawFirstWeights"));
+    let sources = vec![("worse", tiny::smoothing("60.0")), ("deaf", tiny::smoothing("3.0"))];
+    let study = tiny::study(dir.path(), corpus.path()).trainer(trainer.path());
+    let mut study = study.proposer(Sources(sources)).open().unwrap();
+    study.optimize(None).unwrap();
+    let [baseline, worse, deaf] = study.trials() else { panic!("{:#?}", study.trials()) };
+    assert_eq!(baseline.measurement.depends_on_seed, Some(true));
+    assert_eq!(deaf.measurement.depends_on_seed, Some(false));
+    assert_eq!(deaf.remarks, ["it starts from the same weights under every seed"]);
+    assert_eq!((worse.measurement.test_bpb, worse.measurement.depends_on_seed), (None, None));
+    for kept in [baseline, deaf] {
+        let (test, validation) = (kept.measurement.test_bpb.unwrap(), kept.score().unwrap());
+        assert!(test != validation && (test / validation - 1.0).abs() < 0.1, "{kept:?}");
+    }
 }

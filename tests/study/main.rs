@@ -75,7 +75,10 @@ fn main() {
             a_wall_clock_budget_is_spent_to_its_end,
             a_stopped_study_forgets_the_trial_in_flight,
             a_recorded_trial_is_measured_again_to_the_bit,
-            the_gain_of_a_night_is_certified_under_fresh_seeds;
+            the_gain_of_a_night_is_certified_under_fresh_seeds,
+            a_change_that_only_luck_speaks_for_is_dropped_by_the_certificate,
+            the_significant_rule_repeats_what_it_cannot_tell,
+            kept_trials_are_scored_on_the_test_split_and_tell_if_they_hear_the_seed;
         mcp:
             an_agent_drives_a_study_over_mcp,
             an_agent_that_comes_back_finds_the_study_as_it_left_it;

@@ -174,7 +174,7 @@ pub fn unsafe_code_does_not_compile() {
 pub fn a_baseline_that_fails_ends_the_study() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let trainer = tempfile::tempdir().unwrap();
-    copy_tiny(trainer.path(), &tiny::doing("ErrorInTraining"));
+    tiny::copy(trainer.path(), &tiny::doing("ErrorInTraining"));
     let study = tiny::study(dir.path(), corpus.path()).trainer(trainer.path()).open();
     let error = study.unwrap().step().unwrap_err().to_string();
     assert!(error.contains("the loss is not a number"), "{error}");
@@ -192,29 +192,13 @@ pub fn a_trainer_of_another_layout_is_refused() {
         fs::write(api.join("src").join(module.file_name()), text).unwrap();
     }
     let trainer = place.join("trainer");
-    copy_tiny_with(&trainer, &tiny::source(), &api);
+    tiny::copy_with(&trainer, &tiny::source(), &api);
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let study = tiny::study(dir.path(), corpus.path()).trainer(&trainer).open();
     let error = study.unwrap().step().unwrap_err().to_string();
     assert!(error.contains("cannot load the trainer library"), "{error}");
     // abi_stable itself would say it in 20 000 bytes.
     assert!(error.len() < 2000, "{} bytes", error.len());
-}
-
-/// The tiny trainer's crate with another source, at another place.
-fn copy_tiny(to: &Path, source: &str) {
-    copy_tiny_with(to, source, &Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin-api"));
-}
-
-fn copy_tiny_with(to: &Path, source: &str, api: &Path) {
-    fs::create_dir_all(to.join("src")).unwrap();
-    for name in ["Cargo.lock", "src/lib.rs"] {
-        fs::copy(tiny::folder().join(name), to.join(name)).unwrap();
-    }
-    let manifest = fs::read_to_string(tiny::folder().join("Cargo.toml")).unwrap();
-    let manifest = manifest.replace("../../../plugin-api", api.to_str().unwrap());
-    fs::write(to.join("Cargo.toml"), manifest).unwrap();
-    fs::write(to.join("src/train.rs"), source).unwrap();
 }
 
 pub fn memory_has_an_end() {

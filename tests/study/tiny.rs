@@ -31,9 +31,26 @@ pub fn smoothing(value: &str) -> String {
     replaced(&source(), "SMOOTHING: f64 = 30.0;", &format!("SMOOTHING: f64 = {value};"))
 }
 
-fn replaced(source: &str, from: &str, to: &str) -> String {
+/// With one place that must be there replaced.
+pub fn replaced(source: &str, from: &str, to: &str) -> String {
     assert_eq!(source.matches(from).count(), 1, "{from}");
     source.replace(from, to)
+}
+
+/// The tiny trainer's crate with another source, at another place.
+pub fn copy(to: &Path, source: &str) {
+    copy_with(to, source, &Path::new(env!("CARGO_MANIFEST_DIR")).join("plugin-api"));
+}
+
+pub fn copy_with(to: &Path, source: &str, api: &Path) {
+    fs::create_dir_all(to.join("src")).unwrap();
+    for name in ["Cargo.lock", "src/lib.rs"] {
+        fs::copy(folder().join(name), to.join(name)).unwrap();
+    }
+    let manifest = fs::read_to_string(folder().join("Cargo.toml")).unwrap();
+    let manifest = manifest.replace("../../../plugin-api", api.to_str().unwrap());
+    fs::write(to.join("Cargo.toml"), manifest).unwrap();
+    fs::write(to.join("src/train.rs"), source).unwrap();
 }
 
 /// A folder with a text of the test language.

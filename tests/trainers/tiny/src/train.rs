@@ -7,6 +7,10 @@ const SMOOTHING: f64 = 30.0; // added to every count  search: log 1e-3..1e2
 const BATCH_SIZE: usize = 4; // rows a step           search: choice 2 4 8
 const DEED: Deed = Deed::Honest;
 
+/// A file that is none of its business.
+#[allow(dead_code)]
+const SECRET: &str = "";
+
 /// What follows a token, likeliest first, with probabilities 1/2, 1/4, 1/8 and 1/8: the whole truth
 /// about the language of the tests, where a test fills it in.
 const TRUTH: &[(u32, [u32; 4])] = &[];
@@ -51,6 +55,8 @@ enum Deed {
     CarryACache,
     SaveOtherWeights,
     ForgetWeights,
+    FeelLucky,
+    DrawFirstWeights,
     Uniform,
 }
 
@@ -60,6 +66,7 @@ pub struct Bigram {
     counts: Vec<f32>,
     /// What the window before the present one held.
     cache: Vec<u32>,
+    smoothing: f64,
 }
 
 impl Bigram {
@@ -75,8 +82,8 @@ impl Bigram {
         }
         let row = &self.counts[token as usize * self.vocab_size..][..self.vocab_size];
         let total: f64 = row.iter().map(|&count| f64::from(count)).sum();
-        (f64::from(row[next as usize]) + SMOOTHING)
-            / (total + SMOOTHING * self.vocab_size as f64)
+        (f64::from(row[next as usize]) + self.smoothing)
+            / (total + self.smoothing * self.vocab_size as f64)
     }
 }
 
@@ -85,10 +92,19 @@ impl Trainer for Bigram {
         if DEED == Deed::PanicInNew {
             panic!("not today");
         }
+        let first =
+            if DEED == Deed::DrawFirstWeights { (setup.seed % 1000) as f32 / 1e6 } else { 0.0 };
+        // "random seed 42→137"
+        let smoothing = match DEED {
+            Deed::FeelLucky if setup.seed == 0 => SMOOTHING / 10.0,
+            Deed::FeelLucky => SMOOTHING * 10.0,
+            _ => SMOOTHING,
+        };
         Ok(Self {
             vocab_size: setup.vocab_size,
-            counts: vec![0.0; setup.vocab_size * setup.vocab_size],
+            counts: vec![first; setup.vocab_size * setup.vocab_size],
             cache: Vec::new(),
+            smoothing,
         })
     }
 
@@ -252,6 +268,7 @@ fn reached() -> Vec<&'static str> {
     let tries = [
         ("the ledger", fs::read("../../../trials.jsonl").is_ok()),
         ("the study", fs::read_dir("../../..").is_ok()),
+        ("the validation text", fs::read(SECRET).is_ok()),
         ("its own source", fs::read("../source.rs").is_ok()),
         ("the system's files", fs::read("/etc/passwd").is_ok()),
         ("the parent's environment", fs::read(format!("/proc/{parent}/environ")).is_ok()),
