@@ -365,7 +365,7 @@ impl StudyBuilder {
         let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
         let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
         let cargo = Cargo::open(&trainer, &cache, self.stop.clone())?;
-        let cargo = cargo.limited_to(self.build_limit);
+        let mut cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {
             Some(program) => program.clone(),
             None => std::env::current_exe().map_err(Error::io("find", "the running program"))?,
@@ -379,7 +379,14 @@ impl StudyBuilder {
         };
         let (limits, sandbox, stop) = (self.limits, self.sandbox, self.stop.clone());
         let runner = Runner { program, setup, limits, sandbox, stop };
-        let missing = runner.check(dir)?;
+        let mut missing = runner.check(dir)?;
+        if sandbox != Sandbox::Off && missing.is_empty() {
+            let problem = cargo.confine(&runner.program)?;
+            missing.extend(problem.map(|problem| format!("sandbox for the compiler: {problem}")));
+            if sandbox == Sandbox::Strict && !missing.is_empty() {
+                return Err(Error::Sandbox { missing: missing.join("; ") });
+            }
+        }
         if !missing.is_empty() {
             tell(&self.observers, &Event::Unconfined { missing });
         }

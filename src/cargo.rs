@@ -8,8 +8,10 @@ use crate::{
     Error, Result,
     hash::sha256,
     process::Group,
+    project::write_if_changed,
     stop::StopHandle,
     trainer_crate::{EDITED, TrainerCrate, normalised},
+    worker::{self, sandbox::Confinement},
 };
 use cargo_metadata::{Message, diagnostic::DiagnosticLevel};
 use std::{
@@ -29,6 +31,8 @@ pub struct Cargo {
     toolchain: String,
     crates: u64,
     limit: Duration,
+    /// What the compiler of the trainer's own crates is confined to.
+    sandbox: Option<Confinement>,
     stop: StopHandle,
 }
 
@@ -63,7 +67,8 @@ impl Cargo {
         let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
         trainer.project().lay_out(&folder)?;
-        let mut cargo = Self { folder, target, toolchain, crates: 0, limit: BUILD_LIMIT, stop };
+        let mut cargo =
+            Self { folder, target, toolchain, crates: 0, limit: BUILD_LIMIT, sandbox: None, stop };
         fetch(&cargo.folder)?;
         cargo.crates = cargo.count_crates()?;
         Ok(cargo)
@@ -72,6 +77,86 @@ impl Cargo {
     /// How long a crate may take to compile before the source counts as one that does not.
     pub(crate) fn limited_to(self, limit: Duration) -> Self {
         Self { limit, ..self }
+    }
+
+    /// Confines the compiler of the trainer's own crates to what it needs: their folder, the
+    /// toolchain, the target folder. cargo itself and the dependencies are as trusted as the manifest,
+    /// which nobody edits.
+    ///
+    /// `program` must become a worker when it is run as one. Returns what keeps the compiler from
+    /// being confined; it goes as it is then.
+    pub(crate) fn confine(&mut self, program: &Path) -> Result<Option<String>> {
+        let mut readable = vec![self.folder.clone(), self.trial_sandbox(), sysroot(&self.folder)?];
+        // What rustup puts in the toolchain's place looks there.
+        let homes = [("CARGO_HOME", ".cargo", "bin"), ("RUSTUP_HOME", ".rustup", "")];
+        readable.extend(homes.into_iter().filter_map(|(variable, name, part)| {
+            let home = std::env::var_os(variable).map(PathBuf::from);
+            Some(home.or_else(|| Some(dirs::home_dir()?.join(name)))?.join(part))
+        }));
+        let temporary = self.temporary();
+        fs::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
+        let writable = vec![self.target.clone(), PathBuf::from("/dev/null")];
+        let confinement = Confinement { readable, writable, programs: true, cuda: false };
+        self.link_compiler(program)?;
+        self.sandbox = Some(confinement);
+        let problem = self.try_sandbox(program)?;
+        if problem.is_some() {
+            self.sandbox = None;
+        }
+        Ok(problem)
+    }
+
+    /// Gives the program a place that stays the same: cargo builds anew for another.
+    fn link_compiler(&self, program: &Path) -> Result<()> {
+        let link = self.compiler();
+        #[cfg(unix)]
+        if fs::read_link(&link).ok().as_deref() != Some(program) {
+            let fresh = link.with_extension(std::process::id().to_string());
+            let _ = fs::remove_file(&fresh);
+            let linked = std::os::unix::fs::symlink(program, &fresh);
+            linked.and_then(|()| fs::rename(&fresh, &link)).map_err(Error::io("link", link))?;
+        }
+        Ok(())
+    }
+
+    fn compiler(&self) -> PathBuf {
+        self.target.join(".overnight-rustc")
+    }
+
+    fn trial_sandbox(&self) -> PathBuf {
+        self.target.join(".overnight-sandbox")
+    }
+
+    /// Builds a library of nothing in the sandbox, once for each kernel: a linker of the user's own
+    /// choice, say, may lie where the sandbox does not reach.
+    fn try_sandbox(&self, program: &Path) -> Result<Option<String>> {
+        let folder = self.trial_sandbox();
+        let proof = folder.join("proof");
+        let claim = format!("{program:?}, {:?}, {}", self.sandbox, kernel());
+        if fs::read_to_string(&proof).is_ok_and(|proven| proven == claim) {
+            return Ok(None);
+        }
+        for (name, text) in [
+            ("Cargo.toml", NOTHING),
+            ("src/lib.rs", "#[unsafe(no_mangle)]\npub extern \"C\" fn nothing() {}\n"),
+        ] {
+            write_if_changed(&folder.join(name), text.as_bytes())?;
+        }
+        // Not what another sandbox left.
+        let _ = fs::remove_dir_all(folder.join("target"));
+        let mut command = self.command("build");
+        command.args(["--offline", "--target-dir"]).arg(folder.join("target"));
+        let output = command.current_dir(&folder).output().map_err(|e| missing("cargo", e))?;
+        if !output.status.success() {
+            return Ok(Some(last_lines(&String::from_utf8_lossy(&output.stderr))));
+        }
+        fs::write(&proof, claim).map_err(Error::io("write", proof))?;
+        Ok(None)
+    }
+
+    /// Where compilers put what they need for a moment.
+    fn temporary(&self) -> PathBuf {
+        self.target.join(".overnight-tmp")
     }
 
     /// What `rustc -vV` says: results are comparable only under one toolchain.
@@ -203,6 +288,13 @@ impl Cargo {
                 Ok(Build::Built)
             }
             (false, _, Some(reason)) => Ok(Build::Refused { reason, rendered }),
+            // The compiler fell over the source: it wanted too much memory, or has a bug.
+            (false, ..)
+                if complaints.contains(&format!("could not compile `{}`", self.name()?)) =>
+            {
+                let reason = "the compiler broke down over the source".to_owned();
+                Ok(Build::Refused { reason, rendered: rendered + &complaints })
+            }
             // No diagnostic names the source: it is cargo, the machine or the fixed files.
             _ => Err(Error::Command {
                 command: "cargo build".to_owned(),
@@ -215,14 +307,23 @@ impl Cargo {
     /// What the build of the trainer read beside the crate's own files: `include_str!` and `env!`
     /// would carry it into the library. The compiler lists it all in `deps/<crate>.d`.
     fn reads_elsewhere(&self) -> Result<Option<String>> {
-        let manifest = self.folder.join("Cargo.toml");
-        let text = fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
-        let parsed: toml_edit::DocumentMut = text.parse().unwrap_or_default();
-        let named = |table: &str| parsed.get(table)?.get("name")?.as_str().map(str::to_owned);
-        let name = named("lib").or_else(|| named("package")).unwrap_or_default();
+        let name = self.manifest_name("lib")?.map_or_else(|| self.name(), Ok)?;
         let path = self.target.join("release/deps").join(format!("{}.d", name.replace('-', "_")));
         let listed = fs::read_to_string(&path).map_err(Error::io("read", path))?;
         Ok(foreign_input(&listed, &self.folder))
+    }
+
+    /// The package's name.
+    fn name(&self) -> Result<String> {
+        Ok(self.manifest_name("package")?.unwrap_or_default())
+    }
+
+    fn manifest_name(&self, table: &str) -> Result<Option<String>> {
+        let manifest = self.folder.join("Cargo.toml");
+        let text = fs::read_to_string(&manifest).map_err(Error::io("read", &manifest))?;
+        let parsed: toml_edit::DocumentMut = text.parse().unwrap_or_default();
+        let name = parsed.get(table).and_then(|table| table.get("name")?.as_str());
+        Ok(name.map(str::to_owned))
     }
 
     /// How many crates a build from nothing compiles on this system.
@@ -246,6 +347,10 @@ impl Cargo {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = cargo();
+        if let Some(confinement) = &self.sandbox {
+            command.env("RUSTC_WORKSPACE_WRAPPER", self.compiler()).env("TMPDIR", self.temporary());
+            command.envs(worker::compiler_variable(confinement));
+        }
         command.arg(verb).current_dir(&self.folder);
         command
     }
@@ -267,6 +372,24 @@ pub(crate) fn cargo() -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// A crate that tries a sandbox.
+const NOTHING: &str = "[package]\nname = \"nothing\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
+                       [lib]\ncrate-type = [\"cdylib\"]\n\n[workspace]\n";
+
+/// Where rustc keeps itself and its libraries.
+fn sysroot(folder: &Path) -> Result<PathBuf> {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).current_dir(folder).output();
+    let output = output.map_err(|error| missing("rustc", error))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+fn kernel() -> String {
+    #[cfg(unix)]
+    return rustix::system::uname().release().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    return String::new();
 }
 
 /// Makes sure that what the lock file in `folder` names is on this machine.

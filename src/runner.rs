@@ -124,8 +124,9 @@ impl Runner {
             let training = TrainingData { tokens: job.tokens.to_owned(), bos: job.bos };
             let confinement = Confinement {
                 readable: vec![job.library.to_owned(), job.tokens.to_owned()],
-                scratch: Some(scratch.folder.clone()),
+                writable: vec![scratch.folder.clone()],
                 cuda: self.setup.cuda_device.is_some(),
+                ..Confinement::default()
             };
             worker.confine(self, confinement)?;
             worker.start(self, job.library, Some(training))?;
@@ -182,8 +183,9 @@ impl Runner {
         let mut worker = Worker::spawn(&runner, folder, &scratch.folder)?;
         let confinement = Confinement {
             readable: vec![library.to_owned()],
-            scratch: Some(scratch.folder.clone()),
+            writable: vec![scratch.folder.clone()],
             cuda: self.setup.cuda_device.is_some(),
+            ..Confinement::default()
         };
         worker.confine(&runner, confinement)?;
         worker.start(&runner, library, None)?;
@@ -203,8 +205,8 @@ impl Runner {
         let mut worker = Worker::spawn(self, folder, folder)?;
         let confinement = Confinement {
             readable: vec![library.to_owned(), checkpoint.to_owned()],
-            scratch: None,
             cuda: self.setup.cuda_device.is_some(),
+            ..Confinement::default()
         };
         worker.confine(self, confinement)?;
         worker.start(self, library, None)?;

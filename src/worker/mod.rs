@@ -16,17 +16,56 @@ use crate::{
 use crossbeam_channel::{Receiver, Sender};
 use overnight_plugin_api::Windows;
 use protocol::{Answer, Request, read_frame, write_frame};
+use sandbox::Confinement;
 use session::Run;
-use std::{fs::File, io, process, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    process::{self, Command},
+    sync::Arc,
+};
 
 /// Set in a worker's environment, and nowhere else.
 pub(crate) const VARIABLE: &str = "OVERNIGHT_WORKER";
+
+/// Set where this program is to confine itself and then become another: a compiler, which cargo puts
+/// behind a wrapper's name.
+const COMPILER: &str = "OVERNIGHT_COMPILER";
+
+/// What the environment of cargo needs, for this program to be a wrapper that confines a compiler.
+pub(crate) fn compiler_variable(confinement: &Confinement) -> Option<(&'static str, String)> {
+    Some((COMPILER, serde_json::to_string(confinement).ok()?))
+}
+
+/// Confines this process and replaces it by the program that its arguments name.
+#[cfg(unix)]
+fn become_compiler(confinement: &str) -> io::Error {
+    let confinement: Confinement = match serde_json::from_str(confinement) {
+        Ok(confinement) => confinement,
+        Err(error) => return error.into(),
+    };
+    // What the system lacks, the study has learned from its first worker.
+    let _ = confinement.enter();
+    let mut arguments = std::env::args_os().skip(1);
+    let mut command = Command::new(arguments.next().unwrap_or_default());
+    std::os::unix::process::CommandExt::exec(command.args(arguments).env_remove(COMPILER))
+}
+
+#[cfg(not(unix))]
+fn become_compiler(_confinement: &str) -> io::Error {
+    io::Error::other("there is no sandbox for compilers on this system")
+}
 
 /// Turns this process into a worker if it was started as one, and never returns then.
 ///
 /// Call it first thing in `main`, before threads are started or arguments read: a study starts the
 /// program that it lives in again for every trial.
 pub fn run_if_worker() {
+    if let Ok(confinement) = std::env::var(COMPILER) {
+        let error = become_compiler(&confinement);
+        eprintln!("cannot become the compiler: {error}");
+        process::exit(1);
+    }
     if is_worker() {
         process::exit(match serve() {
             Ok(()) => 0,

@@ -2,18 +2,21 @@
 //!
 //! It is put up before the trainer's library is loaded, and cannot be taken down. Landlock limits
 //! files and TCP, seccomp the system calls, resource limits the rest. A system that lacks one of
-//! them goes without it, and says so.
+//! them goes without it, and says so. The compiler is confined by the same means, less strictly: it
+//! has to start programs.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What a worker needs for its task.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// What a process needs for its task.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Confinement {
-    /// Files that it may read, beside system libraries and what tells about the machine.
+    /// Files and folders that it may read, beside system libraries and what tells about the machine.
     pub readable: Vec<PathBuf>,
-    /// A folder that it may write.
-    pub scratch: Option<PathBuf>,
+    /// Files and folders that it may write.
+    pub writable: Vec<PathBuf>,
+    /// Whether it may start programs: those of the system, and those that it may read.
+    pub programs: bool,
     /// Whether it needs the nodes of a graphics card.
     pub cuda: bool,
 }
@@ -26,7 +29,7 @@ impl Confinement {
         let mut missing = Vec::new();
         linux::limit_resources(self, &mut missing);
         linux::limit_files(self, &mut missing);
-        linux::limit_calls(&mut missing);
+        linux::limit_calls(self, &mut missing);
         missing
     }
 
@@ -70,6 +73,10 @@ mod linux {
         "/proc/self",
     ];
 
+    /// Compilers, linkers, and what they ask about the machine.
+    const PROGRAMS: &[&str] =
+        &["/usr", "/bin", "/sbin", "/etc/alternatives", "/etc/ld.so.conf", "/etc/ld.so.conf.d"];
+
     /// What a CUDA driver opens.
     const CUDA_READABLE: &[&str] = &["/proc/driver/nvidia", "/sys/bus/pci", "/usr/share/nvidia"];
 
@@ -93,19 +100,22 @@ mod linux {
         let read = AccessFs::from_read(VERSION);
         let everything = AccessFs::from_all(VERSION);
         let write: BitFlags<AccessFs> = everything & !BitFlags::from(AccessFs::Execute);
+        // A build runs what it has built, of its dependencies' build scripts.
+        let written = if confinement.programs { everything } else { write };
         let own_program = std::env::current_exe().ok();
         let cuda = if confinement.cuda { CUDA_READABLE } else { &[] };
+        let programs = if confinement.programs { PROGRAMS } else { &[] };
         let rules = Ruleset::default()
             .handle_access(everything)?
             .handle_access(AccessNet::from_all(VERSION))?
             .scope(Scope::from_all(VERSION))?
             .create()?
             // Paths that do not exist are left out.
-            .add_rules(path_beneath_rules(READABLE.iter().chain(cuda), read))?
+            .add_rules(path_beneath_rules(READABLE.iter().chain(cuda).chain(programs), read))?
             .add_rules(path_beneath_rules(&confinement.readable, read))?
             .add_rules(path_beneath_rules(&own_program, read))?
             .add_rules(path_beneath_rules(["/dev/null"], write))?
-            .add_rules(path_beneath_rules(&confinement.scratch, write))?
+            .add_rules(path_beneath_rules(&confinement.writable, written))?
             .add_rules(path_beneath_rules(card_nodes(confinement.cuda), write))?;
         Ok(rules.restrict_self()?.ruleset)
     }
@@ -116,16 +126,8 @@ mod linux {
         nodes.filter(|_| cuda).map(|node| node.path()).collect()
     }
 
-    /// Calls that nobody needs who computes: they reach the network, other programs and processes,
-    /// or parts of the kernel that know no sandbox.
-    const DENIED: &[i64] = &[
-        libc::SYS_socket,
-        libc::SYS_socketpair,
-        libc::SYS_connect,
-        libc::SYS_bind,
-        libc::SYS_listen,
-        libc::SYS_sendto,
-        libc::SYS_sendmsg,
+    /// Calls by which one process starts, ends or moves another.
+    const OF_PROGRAMS: &[i64] = &[
         libc::SYS_execve,
         libc::SYS_execveat,
         #[cfg(target_arch = "x86_64")]
@@ -133,14 +135,26 @@ mod linux {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_vfork,
         libc::SYS_kill,
-        libc::SYS_ptrace,
-        libc::SYS_process_vm_readv,
-        libc::SYS_process_vm_writev,
+        libc::SYS_socketpair,
         libc::SYS_pidfd_open,
-        libc::SYS_pidfd_getfd,
         libc::SYS_pidfd_send_signal,
         libc::SYS_setsid,
         libc::SYS_setpgid,
+    ];
+
+    /// Calls that nobody needs who computes or compiles: they reach the network, other processes,
+    /// or parts of the kernel that know no sandbox.
+    const DENIED: &[i64] = &[
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_listen,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_pidfd_getfd,
         libc::SYS_unshare,
         libc::SYS_setns,
         libc::SYS_mount,
@@ -164,8 +178,8 @@ mod linux {
         libc::SYS_reboot,
     ];
 
-    pub(super) fn limit_calls(missing: &mut Vec<String>) {
-        let applied = filters().and_then(|filters| {
+    pub(super) fn limit_calls(confinement: &Confinement, missing: &mut Vec<String>) {
+        let applied = filters(confinement.programs).and_then(|filters| {
             for filter in &filters {
                 apply_filter(filter).map_err(|error| error.to_string())?;
             }
@@ -176,7 +190,7 @@ mod linux {
         }
     }
 
-    fn filters() -> Result<[BpfProgram; 2], String> {
+    fn filters(programs: bool) -> Result<Vec<BpfProgram>, String> {
         let said = |error: seccompiler::BackendError| error.to_string();
         // Threads are made by the same call as processes; only the flag tells them apart.
         let no_thread = SeccompCondition::new(
@@ -187,7 +201,10 @@ mod linux {
         );
         let no_thread = SeccompRule::new(vec![no_thread.map_err(said)?]).map_err(said)?;
         let mut denied: Vec<_> = DENIED.iter().map(|&call| (call, vec![])).collect();
-        denied.push((libc::SYS_clone, vec![no_thread]));
+        if !programs {
+            denied.extend(OF_PROGRAMS.iter().map(|&call| (call, vec![])));
+            denied.push((libc::SYS_clone, vec![no_thread]));
+        }
         let filter = |calls: Vec<(i64, Vec<SeccompRule>)>, error: i32| {
             let architecture = std::env::consts::ARCH.try_into().map_err(said)?;
             let action = SeccompAction::Errno(error.cast_unsigned());
@@ -195,12 +212,13 @@ mod linux {
             let filter = SeccompFilter::new(calls, SeccompAction::Allow, action, architecture);
             filter.and_then(BpfProgram::try_from).map_err(said)
         };
-        Ok([
-            filter(denied, libc::EPERM)?,
+        let mut filters = vec![filter(denied, libc::EPERM)?];
+        if !programs {
             // Its flags lie in memory, where no filter can look. Told that there is no such call,
             // the C library takes the old one.
-            filter(vec![(libc::SYS_clone3, vec![])], libc::ENOSYS)?,
-        ])
+            filters.push(filter(vec![(libc::SYS_clone3, vec![])], libc::ENOSYS)?);
+        }
+        Ok(filters)
     }
 
     /// No file of a trainer's is larger.

@@ -102,6 +102,7 @@ fn main() {
             a_baseline_that_fails_ends_the_study,
             memory_has_an_end,
             a_source_that_includes_what_is_not_its_own_does_not_compile,
+            what_breaks_the_compiler_is_a_trial_that_failed,
             a_compiler_without_end_is_killed,
             a_loss_that_is_no_number_ends_the_trial_before_its_budget;
         proposing:

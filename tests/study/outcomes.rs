@@ -223,15 +223,38 @@ pub fn a_loss_that_is_no_number_ends_the_trial_before_its_budget() {
 }
 
 pub fn a_source_that_includes_what_is_not_its_own_does_not_compile() {
-    let dir = tempfile::tempdir().unwrap();
-    for (stolen, named) in
-        [("include_str!(\"/etc/passwd\")", "/etc/passwd"), ("env!(\"PATH\")", "variable PATH")]
-    {
+    let place = tempfile::tempdir().unwrap();
+    let is_confined = tiny::can_confine();
+    let read = "include_str!(\"/etc/passwd\")";
+    for (sandbox, stolen, reasons) in [
+        (Sandbox::Off, read, ["the source includes /etc/passwd", ""]),
+        // Where the compiler is confined, it says so itself, with the line.
+        (Sandbox::BestEffort, read, ["/etc/passwd", "src/train.rs:"]),
+        (Sandbox::BestEffort, "env!(\"PATH\")", ["variable PATH", ""]),
+    ] {
         let source = format!("{}\npub const STOLEN: &str = {stolen};\n", tiny::source());
-        let dir = dir.path().join(named.replace(['/', ' '], "-"));
-        let (_, trial) = try_out(&dir, source);
+        let dir = place.path().join(format!("{sandbox:?}-{}", stolen.len()));
+        let (_, trial) = try_out_within(sandbox, &dir, source);
         assert_eq!(trial.outcome, Outcome::BuildFailed, "{:?}", trial.reason);
-        assert!(trial.reason.as_deref().unwrap().contains(named), "{:?}", trial.reason);
+        let reason = trial.reason.unwrap();
+        assert!(reason.contains(reasons[0]), "{reason}");
+        assert!(!is_confined || reason.contains(reasons[1]), "{reason}");
+    }
+}
+
+pub fn what_breaks_the_compiler_is_a_trial_that_failed() {
+    // More than the compiler may have, and more depth than it can bear.
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let kib: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let much = format!("pub static MUCH: [u8; {0}] = [1; {0}];", kib * 1024 / 20 * 19);
+    let deep = format!("pub const DEEP: bool = {}true;", "!".repeat(200_000));
+    for (name, text) in [("much", much), ("deep", deep)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (study, trial) = try_out(dir.path(), format!("{}\n{text}\n", tiny::source()));
+        assert_eq!(trial.outcome, Outcome::BuildFailed, "{name}: {:?}", trial.reason);
+        println!("{name}: {:?}", trial.reason);
+        let log = fs::read_to_string(study.folder_of(1).join("build.log")).unwrap();
+        assert!(!log.is_empty());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::language::Language;
 use overnight::{
-    Budget, Study, StudyBuilder,
+    Budget, Error, Sandbox, Study, StudyBuilder,
     data::DataSpec,
     proposer::{Brief, Proposal, ProposeError, Proposer},
 };
@@ -72,6 +72,20 @@ pub fn study(dir: &Path, corpus: &Path) -> StudyBuilder {
         .threads(1)
         .controls(0)
         .budget(Budget::Steps(30))
+}
+
+/// Whether trainers and compilers can be confined here at all.
+pub fn can_confine() -> bool {
+    let (corpus, dir) = (corpus(), tempfile::tempdir().unwrap());
+    let opened = study(dir.path(), corpus.path()).sandbox(Sandbox::Strict).open();
+    match opened {
+        Ok(_) => true,
+        Err(Error::Sandbox { missing }) => {
+            println!("there is no {missing}");
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Proposes these sources, one after the other.
