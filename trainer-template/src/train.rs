@@ -4,8 +4,11 @@
 //! train.py: hyperparameters, model, optimizer, schedules, training loop. Whatever is here may
 //! change; the rest of the crate may not.
 
-use candle_core::{DType, Device, Tensor, Var, backprop::GradStore, safetensors};
-use overnight_kernels as kernels;
+use candle_core::{DType, Device, Tensor, Var, safetensors};
+use overnight_kernels::{
+    self as kernels, Activations, AdamW, AdamWStep, Compute, Gradients, Heads, Loss, Muon,
+    MuonStep, Pass,
+};
 use overnight_plugin_api::{Batch, Error, Result, Session, Setup, Trainer, Windows};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -40,10 +43,10 @@ const SCALAR_LR: f64 = 0.5; // lambdas of the residual stream (AdamW)  search: l
 const ADAM_BETA1: f64 = 0.8; // memory of AdamW's mean gradient  search: uniform 0.5..0.95
 const ADAM_BETA2: f64 = 0.95; // memory of its mean square  search: uniform 0.9..0.999
 const X0_BETA1: f64 = 0.96; // the same as ADAM_BETA1 for x0_lambdas, which every token pulls at
-pub(crate) const ADAM_EPS: f64 = 1e-10; // keeps AdamW from dividing by zero
+const ADAM_EPS: f64 = 1e-10; // keeps AdamW from dividing by zero
 const MUON_MOMENTUM: f64 = 0.95; // memory of Muon's mean gradient  search: uniform 0.85..0.98
 const MUON_MOMENTUM_START: f64 = 0.85; // the same at first, when old gradients mislead  search: uniform 0.7..0.95
-pub(crate) const MUON_BETA2: f64 = 0.95; // memory of the variance of each neuron's update  search: uniform 0.8..0.99
+const MUON_BETA2: f64 = 0.95; // memory of the variance of each neuron's update  search: uniform 0.8..0.99
 const WEIGHT_DECAY: f64 = 0.2; // of the matrices, falling to zero  search: log 1e-2..1
 
 // Schedules, in fractions of the budget
@@ -51,6 +54,9 @@ const MOMENTUM_WARMUP: f64 = 0.3; // how long the momentum rises (train.py: 300 
 const WARMUP_RATIO: f64 = 0.0; // how long the learning rates rise  search: uniform 0..0.2
 const WARMDOWN_RATIO: f64 = 0.5; // how long they fall at the end  search: uniform 0.1..0.9
 const FINAL_LR_FRACTION: f64 = 0.0; // what is left of them  search: uniform 0..0.2
+
+// Arithmetic
+const BF16: bool = true; // activations and products in bf16, where the processor multiplies it
 
 // Answering
 const SCORE_TOKENS: usize = 4096; // tokens scored at a time, which bounds the memory of logits
@@ -108,22 +114,21 @@ impl Config {
     }
 }
 
-/// Where tokens stand: activations are `[batch * time, channel]`, and only attention needs to know
-/// how many rows that is.
-#[derive(Clone, Copy)]
-struct Shape {
-    batch: usize,
-    time: usize,
-}
-
 /// RMS norm without gains: what follows is a matrix, which can scale for itself.
-fn norm(x: &Tensor) -> Result<Tensor> {
+fn norm(x: &Activations) -> Result<Activations> {
     Ok(kernels::rms_norm(x)?)
 }
 
 /// `weight` is `[out, in]`.
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    Ok(x.matmul(&weight.t()?)?)
+fn linear(x: &Activations, weight: &Tensor) -> Result<Activations> {
+    Ok(kernels::linear(x, weight)?)
+}
+
+/// What a pass through the model starts from: sequences of `time` tokens, one after another.
+struct Input<'a> {
+    pass: &'a Pass,
+    tokens: &'a [u32],
+    time: usize,
 }
 
 struct CausalSelfAttention {
@@ -142,37 +147,33 @@ struct ValueEmbedding {
 }
 
 impl ValueEmbedding {
-    /// `[batch, time, head, channel]`, each head scaled by a gate of 0 to 2 that starts at 1.
-    fn forward(&self, x: &Tensor, tokens: &Tensor, like: &Tensor) -> Result<Tensor> {
-        let (batch, time, heads, _) = like.dims4()?;
-        let seen = x.narrow(1, 0, self.gate.dim(1)?)?;
-        // 2 sigmoid(z) = 1 + tanh(z / 2)
-        let gate = ((linear(&seen, &self.gate)? * 0.5)?.tanh()? + 1.0)?;
-        let values = self.table.index_select(tokens, 0)?.reshape(like.shape())?;
-        Ok(values.broadcast_mul(&gate.reshape((batch, time, heads, 1))?)?)
+    /// The values and what is looked up, each head of that scaled by a gate of 0 to 2 that starts
+    /// at 1.
+    fn add(&self, v: &Activations, x: &Activations, input: &Input<'_>) -> Result<Activations> {
+        let seen = kernels::first_channels(x, self.gate.dim(1)?)?;
+        let values = input.pass.embedding(&self.table, input.tokens)?;
+        Ok(kernels::gated_add(v, &values, &linear(&seen, &self.gate)?)?)
     }
 }
 
 impl CausalSelfAttention {
+    /// `residual` and what the layer has to add to it.
     fn forward(
         &self,
-        x: &Tensor,
-        tokens: &Tensor,
-        shape: Shape,
+        residual: &Activations,
+        input: &Input<'_>,
         (cos, sin): &(Tensor, Tensor),
-    ) -> Result<Tensor> {
-        let head_dim = 2 * cos.dim(1)?;
-        let heads = (shape.batch, shape.time, self.c_q.dim(0)? / head_dim, head_dim);
-        let q = linear(x, &self.c_q)?.reshape(heads)?;
-        let k = linear(x, &self.c_k)?.reshape(heads)?;
-        let mut v = linear(x, &self.c_v)?.reshape(heads)?;
+    ) -> Result<Activations> {
+        let x = norm(residual)?;
+        let heads = Heads { time: input.time, channels: 2 * cos.dim(1)?, window: self.window };
+        let q = kernels::rotary_norm(&linear(&x, &self.c_q)?, (cos, sin), input.time)?;
+        let k = kernels::rotary_norm(&linear(&x, &self.c_k)?, (cos, sin), input.time)?;
+        let mut v = linear(&x, &self.c_v)?;
         if let Some(embedding) = &self.value_embedding {
-            v = (&v + embedding.forward(x, tokens, &v)?)?;
+            v = embedding.add(&v, &x, input)?;
         }
-        let (cos, sin) = (cos.narrow(0, 0, shape.time)?, sin.narrow(0, 0, shape.time)?);
-        let (q, k) = (kernels::rotary_norm(&q, &cos, &sin)?, kernels::rotary_norm(&k, &cos, &sin)?);
-        let y = kernels::attention(&q, &k, &v, self.window)?;
-        linear(&y.reshape(x.shape())?, &self.c_proj)
+        let y = kernels::attention(&q, &k, &v, heads)?;
+        Ok(kernels::linear_add(&y, &self.c_proj, residual)?)
     }
 }
 
@@ -182,8 +183,9 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(&kernels::relu_squared(&linear(x, &self.c_fc)?)?, &self.c_proj)
+    fn forward(&self, residual: &Activations) -> Result<Activations> {
+        let hidden = kernels::relu_squared(&linear(&norm(residual)?, &self.c_fc)?)?;
+        Ok(kernels::linear_add(&hidden, &self.c_proj, residual)?)
     }
 }
 
@@ -256,44 +258,50 @@ impl Model {
         })
     }
 
-    /// What stands before the unembedding, `[batch * time, channel]`.
-    fn hidden(&self, tokens: &Tensor, shape: Shape) -> Result<Tensor> {
-        let x0 = norm(&self.wte.index_select(tokens, 0)?)?;
+    /// What stands before the unembedding.
+    fn hidden(&self, input: &Input<'_>) -> Result<Activations> {
+        let x0 = norm(&input.pass.embedding(&self.wte, input.tokens)?)?;
         let mut x = x0.clone();
         for (i, Block { attn, mlp }) in self.blocks.iter().enumerate() {
-            let (resid, from_x0) =
-                (self.resid_lambdas.narrow(0, i, 1)?, self.x0_lambdas.narrow(0, i, 1)?);
-            x = (x.broadcast_mul(&resid)? + x0.broadcast_mul(&from_x0)?)?;
-            x = (&x + attn.forward(&norm(&x)?, tokens, shape, &self.rotary)?)?;
-            x = (&x + mlp.forward(&norm(&x)?)?)?;
+            x = kernels::mix((&x, &x0), (&self.resid_lambdas, &self.x0_lambdas), i)?;
+            x = attn.forward(&x, input, &self.rotary)?;
+            x = mlp.forward(&x)?;
         }
         norm(&x)
     }
 
     /// The mean cost of a target, in nats.
-    pub(crate) fn loss(&self, batch: &Batch) -> Result<Tensor> {
-        let shape = Shape { batch: batch.batch_size, time: batch.seq_len };
-        let logits = linear(&self.hidden(&self.ids(&batch.inputs)?, shape)?, &self.lm_head)?;
-        Ok(kernels::cross_entropy(&logits, &self.ids(&batch.targets)?, SOFT_CAP)?)
+    fn loss(&self, input: &Input<'_>, targets: &[u32]) -> Result<Loss> {
+        Ok(kernels::cross_entropy(&self.hidden(input)?, &self.lm_head, targets, SOFT_CAP)?)
+    }
+
+    /// The loss of a batch, in nats a target, and its gradients.
+    pub(crate) fn gradients(&self, batch: &Batch, compute: Compute) -> Result<(f64, Gradients)> {
+        let time = batch.seq_len;
+        kernels::gradients(compute, (batch.batch_size, time), |pass, rows| {
+            let part = rows.start * time..rows.end * time;
+            let input = Input { pass, tokens: &batch.inputs[part.clone()], time };
+            self.loss(&input, &batch.targets[part])
+        })
     }
 
     /// The cost of each target, in nats.
-    fn nats(&self, inputs: &[u32], targets: &[u32], shape: Shape) -> Result<Vec<f32>> {
-        let logits = linear(&self.hidden(&self.ids(inputs)?, shape)?, &self.lm_head)?;
-        let nats = kernels::token_nats(&logits, &self.ids(targets)?, SOFT_CAP)?;
-        Ok(nats.to_dtype(DType::F32)?.to_vec1()?)
+    fn nats(&self, windows: Windows<'_>, compute: Compute) -> Result<Vec<f32>> {
+        let time = windows.seq_len;
+        kernels::infer(compute, (windows.inputs.len() / time, time), |pass, rows| {
+            let part = rows.start * time..rows.end * time;
+            let input = Input { pass, tokens: &windows.inputs[part.clone()], time };
+            let targets = &windows.targets[part];
+            Ok(kernels::token_nats(&self.hidden(&input)?, &self.lm_head, targets, SOFT_CAP)?)
+        })
     }
 
     /// The logits of the token after `prefix`.
-    fn next_logits(&self, prefix: &[u32]) -> Result<Vec<f32>> {
-        let hidden = self.hidden(&self.ids(prefix)?, Shape { batch: 1, time: prefix.len() })?;
-        let last = hidden.narrow(0, prefix.len() - 1, 1)?;
-        let logits = ((linear(&last, &self.lm_head)? / SOFT_CAP)?.tanh()? * SOFT_CAP)?;
-        Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-    }
-
-    fn ids(&self, tokens: &[u32]) -> Result<Tensor> {
-        Ok(Tensor::from_slice(tokens, tokens.len(), self.wte.device())?)
+    fn next_logits(&self, prefix: &[u32], compute: Compute) -> Result<Vec<f32>> {
+        kernels::infer(compute, (1, prefix.len()), |pass, _| {
+            let input = Input { pass, tokens: prefix, time: prefix.len() };
+            Ok(kernels::last_logits(&self.hidden(&input)?, &self.lm_head, SOFT_CAP)?)
+        })
     }
 }
 
@@ -376,7 +384,7 @@ impl Parameters {
     }
 
     /// An operation without a backward pass takes the gradient from everything before it, silently.
-    pub(crate) fn check_gradients(&self, grads: &GradStore) -> Result<()> {
+    pub(crate) fn check_gradients(&self, grads: &Gradients) -> Result<()> {
         let without: Vec<_> = self
             .vars
             .iter()
@@ -395,139 +403,16 @@ impl Parameters {
 // Optimizer: Muon for the matrices, AdamW for everything else
 // ---------------------------------------------------------------------------
 
-/// `a + weight * (b - a)`
-fn lerp(a: &Tensor, b: &Tensor, weight: f64) -> Result<Tensor> {
-    Ok(((a * (1.0 - weight))? + (b * weight)?)?)
-}
-
-/// AdamW without decay (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1).
-pub(crate) struct AdamW {
-    pub var: Var,
-    pub lr: f64,
-    pub betas: (f64, f64),
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    steps: i32,
-}
-
-impl AdamW {
-    pub(crate) fn new(var: &Var, lr: f64, betas: (f64, f64)) -> Result<Self> {
-        let zeros = var.zeros_like()?;
-        let (exp_avg, exp_avg_sq) = (zeros.clone(), zeros);
-        Ok(Self { var: var.clone(), lr, betas, exp_avg, exp_avg_sq, steps: 0 })
-    }
-
-    pub(crate) fn step(&mut self, grad: &Tensor, lr_multiplier: f64) -> Result<()> {
-        let (beta1, beta2) = self.betas;
-        self.steps += 1;
-        self.exp_avg = lerp(&self.exp_avg, grad, 1.0 - beta1)?;
-        self.exp_avg_sq = lerp(&self.exp_avg_sq, &grad.sqr()?, 1.0 - beta2)?;
-        // Both averages started at zero; what they lack is made up for.
-        let (bias1, bias2) = (1.0 - beta1.powi(self.steps), 1.0 - beta2.powi(self.steps));
-        let denominator = ((&self.exp_avg_sq / bias2)?.sqrt()? + ADAM_EPS)?;
-        let update = ((&self.exp_avg / denominator)? * (self.lr * lr_multiplier / bias1))?;
-        Ok(self.var.set(&(self.var.as_tensor() - update)?)?)
-    }
-}
-
-/// Coefficients of the five polynomials of Polar Express (Amsel et al. 2025, arXiv 2505.16932),
-/// computed for singular values from 1e-3 to 1 with the paper's safety factor, as in nanochat.
-const POLAR_EXPRESS: [(f64, f64, f64); 5] = [
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-];
-
-/// Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices of one shape.
-pub(crate) struct Muon {
-    pub vars: Vec<Var>,
-    pub lr: f64,
-    momentum_buffer: Tensor,
-    second_momentum_buffer: Tensor,
-}
-
-impl Muon {
-    pub(crate) fn new(vars: &[Var], lr: f64) -> Result<Self> {
-        let (rows, columns) = vars[0].dims2()?;
-        let zeros = |rows, columns| {
-            Tensor::zeros((vars.len(), rows, columns), vars[0].dtype(), vars[0].device())
-        };
-        // One number a neuron: a row of a tall matrix, a column of a wide one.
-        let neurons = if rows >= columns { zeros(rows, 1)? } else { zeros(1, columns)? };
-        Ok(Self {
-            vars: vars.to_vec(),
-            // A tall matrix needs a longer step to change its output as much.
-            lr: lr * (rows as f64 / columns as f64).max(1.0).sqrt(),
-            momentum_buffer: zeros(rows, columns)?,
-            second_momentum_buffer: neurons,
-        })
-    }
-
-    pub(crate) fn step(
-        &mut self,
-        grads: &[&Tensor],
-        lr_multiplier: f64,
-        momentum: f64,
-        weight_decay: f64,
-    ) -> Result<()> {
-        let grads = Tensor::stack(grads, 0)?;
-        let params: Vec<&Tensor> = self.vars.iter().map(|var| var.as_tensor()).collect();
-        let params = Tensor::stack(&params, 0)?.detach();
-        let lr = self.lr * lr_multiplier;
-        // Nesterov momentum
-        self.momentum_buffer = lerp(&self.momentum_buffer, &grads, 1.0 - momentum)?;
-        let update = lerp(&grads, &self.momentum_buffer, momentum)?;
-        let update = self.even_out(&polar_express(&update)?)?;
-        // Cautious decay: only where it pulls the same way as the update.
-        let agree = (&update * &params)?.ge(0.0)?.to_dtype(params.dtype())?;
-        let decay = ((&params * agree)? * weight_decay)?;
-        let params = (params - ((update + decay)? * lr)?)?;
-        for (i, var) in self.vars.iter().enumerate() {
-            var.set(&params.get(i)?)?;
-        }
-        Ok(())
-    }
-
-    /// Gives every neuron an update of about the same size, and leaves the size of the whole as it
-    /// was (NorMuon, arXiv 2510.05491, algorithm 1).
-    fn even_out(&mut self, update: &Tensor) -> Result<Tensor> {
-        let (_, rows, columns) = update.dims3()?;
-        let (across, width) = if rows >= columns { (2, columns) } else { (1, rows) };
-        let mean_square = update.sqr()?.mean_keepdim(across)?;
-        self.second_momentum_buffer =
-            lerp(&self.second_momentum_buffer, &mean_square, 1.0 - MUON_BETA2)?;
-        let step_size = self.second_momentum_buffer.maximum(1e-10)?.sqrt()?.recip()?;
-        let total = |squares: &Tensor| (squares.sum_keepdim((1, 2))? * width as f64)?.sqrt();
-        let before = total(&mean_square)?;
-        let after = total(&(mean_square * step_size.sqr()?)?)?.maximum(1e-10)?;
-        Ok(update.broadcast_mul(&step_size.broadcast_mul(&(before / after)?)?)?)
-    }
-}
-
-/// The nearest matrix with all singular values one, roughly, of each of a stack.
-fn polar_express(xs: &Tensor) -> Result<Tensor> {
-    let (_, rows, columns) = xs.dims3()?;
-    let norms = xs.sqr()?.sum_keepdim((1, 2))?.sqrt()?;
-    let xs = xs.broadcast_div(&((norms * 1.02)? + 1e-6)?)?;
-    // Lying down, so that the products of rows are the smaller square.
-    let mut xs = if rows > columns { xs.t()?.contiguous()? } else { xs };
-    for (a, b, c) in POLAR_EXPRESS {
-        let gram = xs.matmul(&xs.t()?)?;
-        let polynomial = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;
-        xs = ((&xs * a)? + polynomial.matmul(&xs)?)?;
-    }
-    Ok(if rows > columns { xs.t()?.contiguous()? } else { xs })
-}
+// Both are fused in `kernels`, and written out in candle's operations in `kernels::composed`, from
+// where a variant can start.
 
 struct Optimizer {
-    adamw: Vec<(String, AdamW)>,
+    adamw: Vec<(String, AdamW, AdamWStep)>,
     muon: Vec<(Vec<String>, Muon)>,
 }
 
 impl Optimizer {
-    fn new(parameters: &Parameters, config: &Config) -> Result<Self> {
+    fn new(parameters: &Parameters, config: &Config, compute: Compute) -> Result<Self> {
         // AdamW's rates were tuned at width 768 and go with 1 / sqrt(width).
         let scale = (config.n_embd as f64 / 768.0).powf(-0.5);
         let betas = (ADAM_BETA1, ADAM_BETA2);
@@ -549,28 +434,34 @@ impl Optimizer {
                 }
                 _ => return Err(Error::msg(format!("the optimizer does not know {name}"))),
             };
-            adamw.push((name.clone(), AdamW::new(var, lr, betas)?));
+            adamw.push((name.clone(), AdamW::new(var)?, AdamWStep { lr, betas, eps: ADAM_EPS }));
         }
         let stack = |named: Vec<(String, Var)>| {
             let (names, vars): (Vec<_>, Vec<_>) = named.into_iter().unzip();
-            Ok((names, Muon::new(&vars, MATRIX_LR)?))
+            Ok((names, Muon::new(&vars, compute)?))
         };
         Ok(Self { adamw, muon: matrices.into_values().map(stack).collect::<Result<_>>()? })
     }
 
-    fn step(&mut self, grads: &GradStore, progress: f64) -> Result<()> {
+    fn step(&mut self, grads: &Gradients, progress: f64) -> Result<()> {
         let lr_multiplier = lr_multiplier(progress);
         let gradient = |name: &str, var: &Var| {
             grads.get(var).ok_or_else(|| Error::msg(format!("no gradient reached {name}")))
         };
-        for (name, adamw) in &mut self.adamw {
-            let grad = gradient(name, &adamw.var)?;
-            adamw.step(grad, lr_multiplier)?;
+        for (name, adamw, step) in &mut self.adamw {
+            let grad = gradient(name, adamw.var())?;
+            adamw.step(grad, AdamWStep { lr: step.lr * lr_multiplier, ..*step })?;
         }
+        let step = MuonStep {
+            lr: MATRIX_LR * lr_multiplier,
+            momentum: muon_momentum(progress),
+            beta2: MUON_BETA2,
+            weight_decay: weight_decay(progress),
+        };
         for (names, muon) in &mut self.muon {
-            let named = names.iter().zip(&muon.vars);
+            let named = names.iter().zip(muon.vars());
             let grads = named.map(|(name, var)| gradient(name, var)).collect::<Result<Vec<_>>>()?;
-            muon.step(&grads, lr_multiplier, muon_momentum(progress), weight_decay(progress))?;
+            muon.step(&grads, step)?;
         }
         Ok(())
     }
@@ -609,13 +500,18 @@ pub struct Gpt {
     pub(crate) parameters: Parameters,
     pub(crate) model: Model,
     frozen: Model,
+    pub(crate) compute: Compute,
 }
 
 impl Gpt {
     pub(crate) fn build(config: Config, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        let compute = match Compute::fastest(device, dtype) {
+            Compute::Bf16 if !BF16 => Compute::F32,
+            fastest => fastest,
+        };
         let parameters = Parameters::new(&config, seed, dtype, device)?;
         let (model, frozen) = (parameters.trainable(&config)?, parameters.frozen(&config)?);
-        Ok(Self { config, parameters, model, frozen })
+        Ok(Self { config, parameters, model, frozen, compute })
     }
 }
 
@@ -634,12 +530,10 @@ impl Trainer for Gpt {
 
     fn train(&mut self, session: &mut Session<'_>) -> Result<()> {
         let seq_len = SEQUENCE_LEN.min(self.config.sequence_len);
-        let mut optimizer = Optimizer::new(&self.parameters, &self.config)?;
+        let mut optimizer = Optimizer::new(&self.parameters, &self.config, self.compute)?;
         let mut step = 0;
         while let Some(batch) = session.next_batch(BATCH_ROWS, seq_len) {
-            let loss = self.model.loss(&batch)?;
-            let grads = loss.backward()?;
-            let loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            let (loss, grads) = self.model.gradients(&batch, self.compute)?;
             if step == 0 {
                 self.parameters.check_gradients(&grads)?;
             }
@@ -659,14 +553,15 @@ impl Trainer for Gpt {
         let chunk = (SCORE_TOKENS / time).max(1) * time;
         let rows = windows.inputs.chunks(chunk).zip(windows.targets.chunks(chunk));
         for ((inputs, targets), nats) in rows.zip(nats.chunks_mut(chunk)) {
-            let shape = Shape { batch: inputs.len() / time, time };
-            nats.copy_from_slice(&self.frozen.nats(inputs, targets, shape)?);
+            let batch_size = inputs.len() / time;
+            let windows = Windows { inputs, targets, batch_size, seq_len: time };
+            nats.copy_from_slice(&self.frozen.nats(windows, self.compute)?);
         }
         Ok(())
     }
 
     fn logits(&mut self, prefix: &[u32], logits: &mut [f32]) -> Result<()> {
-        logits.copy_from_slice(&self.frozen.next_logits(prefix)?);
+        logits.copy_from_slice(&self.frozen.next_logits(prefix, self.compute)?);
         Ok(())
     }
 

@@ -2,66 +2,48 @@
 
 use crate::{
     composed,
-    float::Float,
-    storage::{Fused, fused, gradient, output, read, slice},
+    element::vectorized,
+    pass::{Activations, Fused, Node, dispatch},
 };
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use pulp::Arch;
-use rayon::prelude::*;
-use std::marker::PhantomData;
+use candle_core::Result;
 
 /// `max(x, 0)²`, element by element (So et al. 2021, *Primer*, arXiv 2109.08668).
-pub fn relu_squared(xs: &Tensor) -> Result<Tensor> {
-    match fused(xs) {
-        Some(Fused::F32) => xs.contiguous()?.apply_op1(ReluSquared::<f32>(PhantomData)),
-        Some(Fused::F64) => xs.contiguous()?.apply_op1(ReluSquared::<f64>(PhantomData)),
-        None => composed::relu_squared(xs),
+pub fn relu_squared(xs: &Activations) -> Result<Activations> {
+    dispatch!([xs], fused(xs), composed::relu_squared(xs).map(Activations::Composed))
+}
+
+fn fused<E: Fused>(xs: &Node<E>) -> Result<Activations> {
+    let mut ys = vec![E::default(); xs.values().len()];
+    forward(xs.values(), &mut ys);
+    let x = xs.clone();
+    let node = xs.tape.record(ys, xs.channels, move |flow, mut d_ys: Vec<E>| {
+        backward(x.values(), &mut d_ys);
+        flow.give(x.at, d_ys);
+        Ok(())
+    });
+    Ok(E::activations(node))
+}
+
+vectorized! {
+    fn forward<E>(xs: &[E], ys: &mut [E]) {
+        for (y, x) in ys.iter_mut().zip(xs) {
+            let x = x.load();
+            // As a product, so that NaN stays NaN.
+            *y = E::store(x * positive(x));
+        }
     }
 }
 
-/// Elements that one task takes at a time: a few tens of microseconds' worth.
-const CHUNK: usize = 32 * 1024;
-
-struct ReluSquared<F>(PhantomData<F>);
-
-impl<F: Float> CustomOp1 for ReluSquared<F> {
-    fn name(&self) -> &'static str {
-        "relu_squared"
-    }
-
-    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let xs: &[F] = slice(xs, layout)?;
-        let mut ys = vec![F::zero(); xs.len()];
-        ys.par_chunks_mut(CHUNK).zip(xs.par_chunks(CHUNK)).for_each(|(ys, xs)| {
-            Arch::new().dispatch(|| {
-                for (y, &x) in ys.iter_mut().zip(xs) {
-                    // As a product, so that NaN stays NaN.
-                    *y = x * positive(x);
-                }
-            });
-        });
-        Ok(output(ys, layout.shape().clone()))
-    }
-
-    fn bwd(&self, xs: &Tensor, _ys: &Tensor, d_ys: &Tensor) -> Result<Option<Tensor>> {
-        let d_xs = read([xs, d_ys], |[xs, d_ys]: [&[F]; 2]| {
-            let mut d_xs = vec![F::zero(); xs.len()];
-            let inputs = xs.par_chunks(CHUNK).zip(d_ys.par_chunks(CHUNK));
-            d_xs.par_chunks_mut(CHUNK).zip(inputs).for_each(|(d_xs, (xs, d_ys))| {
-                Arch::new().dispatch(|| {
-                    for ((d_x, &x), &d_y) in d_xs.iter_mut().zip(xs).zip(d_ys) {
-                        let slope = positive(x);
-                        *d_x = (slope + slope) * d_y;
-                    }
-                });
-            });
-            d_xs
-        })?;
-        gradient(d_xs, xs)
+vectorized! {
+    /// Turns the gradient of the result into that of the argument.
+    fn backward<E>(xs: &[E], d: &mut [E]) {
+        for (d, x) in d.iter_mut().zip(xs) {
+            *d = E::store(2.0 * positive(x.load()) * d.load());
+        }
     }
 }
 
 #[inline(always)]
-fn positive<F: Float>(x: F) -> F {
-    if x > F::zero() { x } else { F::zero() }
+fn positive(x: f32) -> f32 {
+    if x > 0.0 { x } else { 0.0 }
 }

@@ -6,132 +6,88 @@
 
 use crate::{
     composed,
-    float::{Float, dot, max, sum},
-    storage::{Fused, fused, gradient, output, read, slice},
+    element::{Element, vectorized},
+    math::{dot, exp, max, sum},
+    pass::{Activations, Fused, Node, dispatch},
     tile::{Accumulator, COLUMNS, Matrix, product},
 };
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
-use std::sync::Mutex;
+use candle_core::{Result, bail};
 
-/// `softmax(q·k / sqrt(channels))·v` for every head, where the query at `i` sees the keys from
-/// `i - window` to `i`.
+/// How attention is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Tokens of a sequence; queries see no other sequence.
+    pub time: usize,
+    /// Channels of a head.
+    pub channels: usize,
+    /// The query at `i` sees the keys from `i - window` to `i`.
+    pub window: usize,
+}
+
+/// `softmax(q·k / sqrt(channels))·v` for every head.
 ///
-/// All three are `[batch, time, head, channel]`, as a projection leaves them, and so is the result.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, window: usize) -> Result<Tensor> {
-    q.dims4()?;
-    for other in [k, v] {
-        if other.shape() != q.shape() {
-            bail!("attention: {:?} does not fit queries of {:?}", other.shape(), q.shape());
-        }
+/// All three are `[token, head * channel]`, as a projection leaves them, and so is the result.
+pub fn attention(
+    q: &Activations,
+    k: &Activations,
+    v: &Activations,
+    heads: Heads,
+) -> Result<Activations> {
+    let (tokens, channels) = q.dims()?;
+    let Heads { time, channels: width, .. } = heads;
+    let whole = time > 0 && width > 0 && tokens % time == 0 && channels % width == 0;
+    if !whole || k.dims()? != (tokens, channels) || v.dims()? != (tokens, channels) {
+        let (k, v) = (k.dims()?, v.dims()?);
+        bail!("attention: {heads:?} for queries of {tokens} x {channels}, {k:?} and {v:?}");
     }
-    let (contiguous, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    match fused(q) {
-        Some(Fused::F32) => contiguous.apply_op3(&k, &v, Attention::<f32>::new(window)),
-        Some(Fused::F64) => contiguous.apply_op3(&k, &v, Attention::<f64>::new(window)),
-        None => composed::attention(q, &k, &v, window),
-    }
+    dispatch!([q, k, v], fused(q, k, v, heads), {
+        composed::attention(q, k, v, heads).map(Activations::Composed)
+    })
 }
 
 /// Queries whose scores are held at a time.
 const QUERIES: usize = 32;
 
-struct Attention<F> {
-    window: usize,
-    /// `ln Σ exp(score)` of every query, `[batch, head, time]`, from forward to backward.
-    log_totals: Mutex<Vec<F>>,
+fn fused<E: Fused>(q: &Node<E>, k: &Node<E>, v: &Node<E>, heads: Heads) -> Result<Activations> {
+    let mut ys = vec![E::default(); q.values().len()];
+    // `ln Σ exp(score)` of every query, `[sequence, head, time]`.
+    let mut log_totals = vec![0.0; q.values().len() / heads.channels];
+    let inputs = Inputs { q: q.values(), k: k.values(), v: v.values(), channels: q.channels };
+    forward(inputs, heads, &mut ys, &mut log_totals);
+    let [q, k, v] = [q, k, v].map(Node::clone);
+    // The result is needed again on the way back, and is a node only after it is recorded.
+    let channels = q.channels;
+    let tape = q.tape.clone();
+    let kept = if tape.share().is_some() { ys.clone() } else { Vec::new() };
+    let node = tape.record(ys, channels, move |flow, d_ys: Vec<E>| {
+        let new = || vec![E::default(); d_ys.len()];
+        let (mut d_q, mut d_k, mut d_v) = (new(), new(), new());
+        let inputs = Inputs { q: q.values(), k: k.values(), v: v.values(), channels };
+        let outputs = Outputs { ys: &kept, d_ys: &d_ys, log_totals: &log_totals };
+        backward(inputs, outputs, heads, [&mut d_q, &mut d_k, &mut d_v]);
+        flow.give(v.at, d_v);
+        flow.give(k.at, d_k);
+        flow.give(q.at, d_q);
+        Ok(())
+    });
+    Ok(E::activations(node))
 }
 
-impl<F> Attention<F> {
-    fn new(window: usize) -> Self {
-        Self { window, log_totals: Mutex::new(Vec::new()) }
-    }
-}
-
-impl<F: Float> CustomOp3 for Attention<F> {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let sizes = Sizes::new(q_layout.shape(), self.window)?;
-        let q: &[F] = slice(q, q_layout)?;
-        let k: &[F] = slice(k, k_layout)?;
-        let v: &[F] = slice(v, v_layout)?;
-        let mut ys = vec![F::zero(); q.len()];
-        let mut log_totals = vec![F::zero(); q.len() / sizes.channels];
-        let row = sizes.time * sizes.stride();
-        ys.par_chunks_mut(row)
-            .zip(log_totals.par_chunks_mut(sizes.time * sizes.heads))
-            .zip(q.par_chunks(row).zip(k.par_chunks(row).zip(v.par_chunks(row))))
-            .for_each_init(Scratch::default, |scratch, ((ys, log_totals), (q, (k, v)))| {
-                vectorized(Forward { sizes, q, k, v, ys, log_totals, scratch });
-            });
-        *self.log_totals.lock().expect("no task panicked") = log_totals;
-        Ok(output(ys, q_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        ys: &Tensor,
-        d_ys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let sizes = Sizes::new(q.shape(), self.window)?;
-        let row = sizes.time * sizes.stride();
-        let log_totals = self.log_totals.lock().expect("no task panicked");
-        let [d_q, d_k, d_v] = read([q, k, v, ys, d_ys], |[q, k, v, ys, d_ys]: [&[F]; 5]| {
-            let mut d_q = vec![F::zero(); q.len()];
-            let mut d_k = vec![F::zero(); q.len()];
-            let mut d_v = vec![F::zero(); q.len()];
-            let gradients = d_q
-                .par_chunks_mut(row)
-                .zip(d_k.par_chunks_mut(row).zip(d_v.par_chunks_mut(row)))
-                .zip(log_totals.par_chunks(sizes.time * sizes.heads));
-            gradients.enumerate().for_each_init(
-                Scratch::default,
-                |scratch, (n, ((d_q, (d_k, d_v)), log_totals))| {
-                    let [q, k, v, ys, d_ys] = [q, k, v, ys, d_ys].map(|xs| &xs[n * row..][..row]);
-                    let inputs = Inputs { q, k, v, ys, d_ys, log_totals };
-                    vectorized(Backward { sizes, inputs, d_q, d_k, d_v, scratch });
-                },
-            );
-            [d_q, d_k, d_v]
-        })?;
-        Ok((gradient(d_q, q)?, gradient(d_k, k)?, gradient(d_v, v)?))
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Sizes {
-    time: usize,
-    heads: usize,
+struct Inputs<'a, E> {
+    q: &'a [E],
+    k: &'a [E],
+    v: &'a [E],
+    /// Of all heads.
     channels: usize,
-    window: usize,
 }
 
-impl Sizes {
-    fn new(shape: &Shape, window: usize) -> Result<Self> {
-        let (_, time, heads, channels) = shape.dims4()?;
-        Ok(Self { time, heads, channels, window })
-    }
+struct Outputs<'a, E> {
+    ys: &'a [E],
+    d_ys: &'a [E],
+    log_totals: &'a [f32],
+}
 
-    /// From one token to the next.
-    fn stride(&self) -> usize {
-        self.heads * self.channels
-    }
-
+impl Heads {
     /// From one row of transposed keys to the next: any window of keys, rounded up to whole
     /// registers, stays inside.
     fn padded_time(&self) -> usize {
@@ -143,13 +99,13 @@ impl Sizes {
         (block.start.saturating_sub(self.window), block.end)
     }
 
-    fn blocks(&self) -> impl Iterator<Item = Block> {
+    fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
         let time = self.time;
         (0..time).step_by(QUERIES).map(move |i| Block { start: i, end: time.min(i + QUERIES) })
     }
 
-    fn scale<F: Float>(&self) -> F {
-        F::from_f64((self.channels as f64).powf(-0.5))
+    fn scale(&self) -> f32 {
+        (self.channels as f64).powf(-0.5) as f32
     }
 }
 
@@ -165,209 +121,198 @@ impl Block {
     }
 }
 
-/// Buffers that a task uses again and again.
-struct Scratch<F> {
-    keys: Vec<F>,
-    values: Vec<F>,
-    scores: Vec<F>,
-    d_scores: Vec<F>,
-    packed: Vec<F>,
-}
-
-impl<F> Default for Scratch<F> {
-    fn default() -> Self {
-        let new = Vec::new;
-        Self { keys: new(), values: new(), scores: new(), d_scores: new(), packed: new() }
-    }
-}
-
-/// Work to be compiled for the widest vectors, with fused multiply-add where there is one.
-trait Work {
-    fn run<const FMA: bool>(self);
-}
-
-fn vectorized(work: impl Work) {
-    match Arch::new() {
-        Arch::Scalar => work.run::<false>(),
-        arch => arch.dispatch(WithFma(work)),
-    }
-}
-
-/// Not a closure: those are inlined only where the compiler finds it worth it, and work that is not
-/// inlined is compiled for the oldest processor.
-struct WithFma<W>(W);
-
-impl<W: Work> WithSimd for WithFma<W> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.0.run::<true>();
-    }
-}
-
-/// All heads of one row of the batch.
-struct Forward<'a, F> {
-    sizes: Sizes,
-    q: &'a [F],
-    k: &'a [F],
-    v: &'a [F],
-    ys: &'a mut [F],
-    log_totals: &'a mut [F],
-    scratch: &'a mut Scratch<F>,
-}
-
-impl<F: Float> Work for Forward<'_, F> {
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        let Self { sizes, q, k, v, ys, log_totals, scratch } = self;
-        let Scratch { keys, scores, packed, .. } = scratch;
-        let (stride, channels) = (sizes.stride(), sizes.channels);
-        for head in 0..sizes.heads {
-            let offset = head * channels;
-            transpose(&k[offset..], sizes, keys);
-            for block in sizes.blocks() {
-                let (first, last) = sizes.keys(&block);
-                let queries = Matrix::rows(&q[block.start * stride + offset..], stride);
-                let width = raw_scores::<F, FMA>(sizes, &block, queries, keys, scores, packed);
-                for (i, scores) in (block.start..).zip(scores.chunks_exact_mut(width)) {
-                    let total = softmax(visible(sizes, i, first, scores), sizes.scale());
-                    log_totals[head * sizes.time + i] = total;
+vectorized! {
+    fn forward<E>(inputs: Inputs<'_, E>, heads: Heads, ys: &mut [E], log_totals: &mut [f32]) {
+        let Inputs { q, k, v, channels } = inputs;
+        let Heads { time, channels: width, .. } = heads;
+        let new = || vec![0.0; time * width];
+        let (mut queries, mut keys, mut values, mut out) = (new(), new(), new(), new());
+        let (mut turned_keys, mut scores, mut packed) = (Vec::new(), Vec::new(), Vec::new());
+        let step = time * channels;
+        let mut log_totals = log_totals.chunks_exact_mut(time);
+        for (sequence, ys) in ys.chunks_exact_mut(step).enumerate() {
+            let [q, k, v] = [q, k, v].map(|xs| &xs[sequence * step..][..step]);
+            for first in (0..channels).step_by(width) {
+                let log_totals = log_totals.next().expect("one of each head");
+                gather(q, (channels, first), &mut queries, width);
+                gather(k, (channels, first), &mut keys, width);
+                gather(v, (channels, first), &mut values, width);
+                transpose(&keys, heads, &mut turned_keys);
+                out.fill(0.0);
+                for block in heads.blocks() {
+                    let (from, to) = heads.keys(&block);
+                    let rows = Matrix::rows(&queries[block.start * width..], width);
+                    let row =
+                        raw_scores::<FMA>(heads, &block, rows, &turned_keys, &mut scores, &mut packed);
+                    for (i, scores) in (block.start..).zip(scores.chunks_exact_mut(row)) {
+                        log_totals[i] = softmax(visible(heads, i, from, scores), heads.scale());
+                    }
+                    let mut c =
+                        Accumulator { elements: &mut out[block.start * width..], stride: width };
+                    let shape = (block.len(), to - from, width);
+                    let values = Matrix::rows(&values[from * width..], width);
+                    product::<FMA>(shape, Matrix::rows(&scores, row), values, &mut c, &mut packed);
                 }
-                let mut c =
-                    Accumulator { elements: &mut ys[block.start * stride + offset..], stride };
-                let shape = (block.len(), last - first, channels);
-                let values = Matrix::rows(&v[first * stride + offset..], stride);
-                product::<F, FMA>(shape, Matrix::rows(scores, width), values, &mut c, packed);
+                scatter(&out, ys, (channels, first), width);
             }
         }
     }
 }
 
-#[derive(Clone, Copy)]
-struct Inputs<'a, F> {
-    q: &'a [F],
-    k: &'a [F],
-    v: &'a [F],
-    ys: &'a [F],
-    d_ys: &'a [F],
-    log_totals: &'a [F],
-}
-
-struct Backward<'a, F> {
-    sizes: Sizes,
-    inputs: Inputs<'a, F>,
-    d_q: &'a mut [F],
-    d_k: &'a mut [F],
-    d_v: &'a mut [F],
-    scratch: &'a mut Scratch<F>,
-}
-
-impl<F: Float> Work for Backward<'_, F> {
+vectorized! {
     /// With `P` the weights: `dV = Pᵀ dY`, `dP = dY Vᵀ`, `dS = P ∘ (dP - rowsum(dY ∘ Y))`,
     /// `dQ = dS K` and `dK = dSᵀ Q`, the last two scaled (FlashAttention, appendix B.2).
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        let Self { sizes, inputs, d_q, d_k, d_v, scratch } = self;
-        let Inputs { q, k, v, ys, d_ys, log_totals } = inputs;
-        let Scratch { keys, values, scores, d_scores, packed } = scratch;
-        let (stride, channels) = (sizes.stride(), sizes.channels);
-        let scale: F = sizes.scale();
-        for head in 0..sizes.heads {
-            let offset = head * channels;
-            transpose(&k[offset..], sizes, keys);
-            transpose(&v[offset..], sizes, values);
-            for block in sizes.blocks() {
-                let (first, last) = sizes.keys(&block);
-                let here = block.start * stride + offset;
-                let there = first * stride + offset;
-                let queries = Matrix::rows(&q[here..], stride);
-                let d_out = Matrix::rows(&d_ys[here..], stride);
-                let width = raw_scores::<F, FMA>(sizes, &block, queries, keys, scores, packed);
-                raw_scores::<F, FMA>(sizes, &block, d_out, values, d_scores, packed);
-                let rows = scores.chunks_exact_mut(width).zip(d_scores.chunks_exact_mut(width));
-                for (i, (scores, d_scores)) in (block.start..).zip(rows) {
-                    let at = i * stride + offset;
-                    let mean = dot(&d_ys[at..at + channels], &ys[at..at + channels]);
-                    let log_total = log_totals[head * sizes.time + i];
-                    let scores = visible(sizes, i, first, scores);
-                    let d_scores = visible(sizes, i, first, d_scores);
-                    for (weight, d_score) in scores.iter_mut().zip(d_scores) {
-                        *weight = (*weight * scale - log_total).exp();
-                        *d_score = *weight * (*d_score - mean) * scale;
-                    }
+    fn backward<E>(
+        inputs: Inputs<'_, E>,
+        outputs: Outputs<'_, E>,
+        heads: Heads,
+        gradients: [&mut [E]; 3],
+    ) {
+        let Inputs { q, k, v, channels } = inputs;
+        let Outputs { ys, d_ys, log_totals } = outputs;
+        let [all_d_q, all_d_k, all_d_v] = gradients;
+        let Heads { time, channels: width, .. } = heads;
+        let new = || vec![0.0; time * width];
+        let (mut queries, mut keys, mut values, mut out, mut d_out) =
+            (new(), new(), new(), new(), new());
+        let (mut d_q, mut d_k, mut d_v) = (new(), new(), new());
+        let (mut turned_keys, mut turned_values) = (Vec::new(), Vec::new());
+        let (mut scores, mut d_scores, mut packed) = (Vec::new(), Vec::new(), Vec::new());
+        let scale = heads.scale();
+        let step = time * channels;
+        let mut log_totals = log_totals.chunks_exact(time);
+        for sequence in 0..q.len() / step {
+            let here = sequence * step..(sequence + 1) * step;
+            let [q, k, v, ys, d_ys] = [q, k, v, ys, d_ys].map(|xs| &xs[here.clone()]);
+            for first in (0..channels).step_by(width) {
+                let log_totals = log_totals.next().expect("one of each head");
+                let place = (channels, first);
+                gather(q, place, &mut queries, width);
+                gather(k, place, &mut keys, width);
+                gather(v, place, &mut values, width);
+                gather(ys, place, &mut out, width);
+                gather(d_ys, place, &mut d_out, width);
+                transpose(&keys, heads, &mut turned_keys);
+                transpose(&values, heads, &mut turned_values);
+                for gradient in [&mut d_q, &mut d_k, &mut d_v] {
+                    gradient.fill(0.0);
                 }
-                let seen = last - first;
-                let (weights, d_scores) =
-                    (Matrix::rows(scores, width), Matrix::rows(d_scores, width));
-                let to_keys = (seen, block.len(), channels);
-                let mut c = Accumulator { elements: &mut d_v[there..], stride };
-                product::<F, FMA>(to_keys, weights.transposed(), d_out, &mut c, packed);
-                let mut c = Accumulator { elements: &mut d_k[there..], stride };
-                product::<F, FMA>(to_keys, d_scores.transposed(), queries, &mut c, packed);
-                let mut c = Accumulator { elements: &mut d_q[here..], stride };
-                let keys_in_rows = Matrix::rows(&k[there..], stride);
-                let to_queries = (block.len(), seen, channels);
-                product::<F, FMA>(to_queries, d_scores, keys_in_rows, &mut c, packed);
+                for block in heads.blocks() {
+                    let (from, to) = heads.keys(&block);
+                    let (here, there) = (block.start * width, from * width);
+                    let rows = Matrix::rows(&queries[here..], width);
+                    let d_rows = Matrix::rows(&d_out[here..], width);
+                    let row =
+                        raw_scores::<FMA>(heads, &block, rows, &turned_keys, &mut scores, &mut packed);
+                    raw_scores::<FMA>(
+                        heads, &block, d_rows, &turned_values, &mut d_scores, &mut packed,
+                    );
+                    let pairs = scores.chunks_exact_mut(row).zip(d_scores.chunks_exact_mut(row));
+                    for (i, (scores, d_scores)) in (block.start..).zip(pairs) {
+                        let at = i * width..(i + 1) * width;
+                        let mean = dot(&d_out[at.clone()], &out[at]);
+                        let log_total = log_totals[i];
+                        let scores = visible(heads, i, from, scores);
+                        let d_scores = visible(heads, i, from, d_scores);
+                        for (weight, d_score) in scores.iter_mut().zip(d_scores) {
+                            *weight = exp(*weight * scale - log_total);
+                            *d_score = *weight * (*d_score - mean) * scale;
+                        }
+                    }
+                    let seen = to - from;
+                    let weights = Matrix::rows(&scores, row);
+                    let d_scores = Matrix::rows(&d_scores, row);
+                    let to_keys = (seen, block.len(), width);
+                    let mut c = Accumulator { elements: &mut d_v[there..], stride: width };
+                    product::<FMA>(to_keys, weights.transposed(), d_rows, &mut c, &mut packed);
+                    let mut c = Accumulator { elements: &mut d_k[there..], stride: width };
+                    product::<FMA>(to_keys, d_scores.transposed(), rows, &mut c, &mut packed);
+                    let mut c = Accumulator { elements: &mut d_q[here..], stride: width };
+                    let keys = Matrix::rows(&keys[there..], width);
+                    let to_queries = (block.len(), seen, width);
+                    product::<FMA>(to_queries, d_scores, keys, &mut c, &mut packed);
+                }
+                let at = here.start;
+                scatter(&d_q, &mut all_d_q[at..at + step], place, width);
+                scatter(&d_k, &mut all_d_k[at..at + step], place, width);
+                scatter(&d_v, &mut all_d_v[at..at + step], place, width);
             }
+        }
+    }
+}
+
+/// One head's channels, those of a token `stride` after those of the one before.
+#[inline(always)]
+fn gather<E: Element>(xs: &[E], (stride, first): (usize, usize), head: &mut [f32], width: usize) {
+    for (head, x) in head.chunks_exact_mut(width).zip(xs.chunks_exact(stride)) {
+        for (head, x) in head.iter_mut().zip(&x[first..first + width]) {
+            *head = x.load();
+        }
+    }
+}
+
+#[inline(always)]
+fn scatter<E: Element>(head: &[f32], xs: &mut [E], (stride, first): (usize, usize), width: usize) {
+    for (head, x) in head.chunks_exact(width).zip(xs.chunks_exact_mut(stride)) {
+        for (x, &head) in x[first..first + width].iter_mut().zip(head) {
+            *x = E::store(head);
         }
     }
 }
 
 /// `queries · keys` for one block, rows of the returned width. `keys` is transposed.
 #[inline(always)]
-fn raw_scores<F: Float, const FMA: bool>(
-    sizes: Sizes,
+fn raw_scores<const FMA: bool>(
+    heads: Heads,
     block: &Block,
-    queries: Matrix<'_, F>,
-    keys: &[F],
-    scores: &mut Vec<F>,
-    packed: &mut Vec<F>,
+    queries: Matrix<'_>,
+    keys: &[f32],
+    scores: &mut Vec<f32>,
+    packed: &mut Vec<f32>,
 ) -> usize {
-    let (first, last) = sizes.keys(block);
+    let (first, last) = heads.keys(block);
     let width = (last - first).next_multiple_of(COLUMNS);
     scores.clear();
-    scores.resize(block.len() * width, F::zero());
+    scores.resize(block.len() * width, 0.0);
     let mut c = Accumulator { elements: scores, stride: width };
-    let keys = Matrix::rows(&keys[first..], sizes.padded_time());
-    let shape = (block.len(), sizes.channels, width);
-    product::<F, FMA>(shape, queries, keys, &mut c, packed);
+    let keys = Matrix::rows(&keys[first..], heads.padded_time());
+    let shape = (block.len(), heads.channels, width);
+    product::<FMA>(shape, queries, keys, &mut c, packed);
     width
 }
 
 /// The scores that query `i` may see, of a row that starts at key `first`; the others become zero.
 #[inline(always)]
-fn visible<F: Float>(sizes: Sizes, i: usize, first: usize, scores: &mut [F]) -> &mut [F] {
-    let from = i.saturating_sub(sizes.window) - first;
+fn visible(heads: Heads, i: usize, first: usize, scores: &mut [f32]) -> &mut [f32] {
+    let from = i.saturating_sub(heads.window) - first;
     let to = i + 1 - first;
-    scores[..from].fill(F::zero());
-    scores[to..].fill(F::zero());
+    scores[..from].fill(0.0);
+    scores[to..].fill(0.0);
     &mut scores[from..to]
 }
 
 /// Turns scores into weights and returns the logarithm of their total.
 #[inline(always)]
-fn softmax<F: Float>(scores: &mut [F], scale: F) -> F {
+fn softmax(scores: &mut [f32], scale: f32) -> f32 {
     let highest = max(scores) * scale;
     for score in scores.iter_mut() {
-        *score = (*score * scale - highest).exp();
+        *score = exp(*score * scale - highest);
     }
     let total = sum(scores);
-    let share = F::one() / total;
+    let share = 1.0 / total;
     for score in scores.iter_mut() {
         *score *= share;
     }
     highest + total.ln()
 }
 
-/// One head's `[time, channel]`, of rows a token apart, to `[channel, padded time]`.
+/// One head's `[time, channel]` to `[channel, padded time]`.
 #[inline(always)]
-fn transpose<F: Float>(xs: &[F], sizes: Sizes, transposed: &mut Vec<F>) {
-    let padded = sizes.padded_time();
+fn transpose(xs: &[f32], heads: Heads, transposed: &mut Vec<f32>) {
+    let padded = heads.padded_time();
     transposed.clear();
-    transposed.resize(sizes.channels * padded, F::zero());
-    for i in 0..sizes.time {
-        let x = &xs[i * sizes.stride()..][..sizes.channels];
+    transposed.resize(heads.channels * padded, 0.0);
+    for (i, x) in xs.chunks_exact(heads.channels).enumerate() {
         for (channel, &x) in x.iter().enumerate() {
             transposed[channel * padded + i] = x;
         }

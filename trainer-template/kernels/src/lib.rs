@@ -1,30 +1,48 @@
 //! Fused operations that `train.rs` may call, each with a hand-written gradient.
 //!
-//! Every function here computes what its namesake in [`composed`] computes from candle's own
-//! operations, in one pass over memory and in parallel. On the CPU, in `f32` and `f64`, the fused
-//! kernel runs; anywhere else the composed twin does. Reductions run in an order that depends on
-//! the shapes alone, so results do not change with the number of threads.
+//! A pass through a model begins with [`gradients`] or [`infer`], which say what to compute with,
+//! and goes from [`Activations`] to [`Activations`]. On the CPU every function here is one fused
+//! kernel, in `bf16` or `f32`; anywhere else it is its namesake in [`composed`], from candle's own
+//! operations. [`apply`] takes in any expression of candle's between them.
 //!
 //! Why they exist: candle's own `softmax_last_dim`, `rms_norm` and `rope` have no backward pass at
 //! all, and a training step made of elementary operations spends more than half of its time moving
 //! intermediate results through memory.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 mod activation;
+mod adamw;
 mod attention;
 pub mod composed;
-mod cross_entropy;
-mod float;
+mod element;
+mod embedding;
+mod head;
+mod linear;
+mod math;
+mod muon;
 mod norm;
+#[expect(unsafe_code, reason = "instructions of one processor, and reads that are checked outside")]
+mod pairs;
+mod pass;
+mod processor;
+#[expect(unsafe_code, reason = "the interface of the gemm crate")]
+mod product;
 mod storage;
+mod stream;
 mod tile;
 
 pub use activation::relu_squared;
-pub use attention::attention;
-pub use cross_entropy::{cross_entropy, token_nats};
+pub use adamw::{AdamW, AdamWStep};
+pub use attention::{Heads, attention};
+pub use head::{cross_entropy, last_logits, token_nats};
+pub use linear::{linear, linear_add};
+pub use muon::{Muon, MuonStep};
 pub use norm::{NORM_EPS, rms_norm, rotary_norm};
+pub use pass::{Activations, Compute, Gradients, Loss, Pass, apply, gradients, infer};
+pub use processor::multiplies_bf16;
+pub use stream::{first_channels, gated_add, mix};
 
 /// Limits the fused operations to `threads` threads.
 ///

@@ -2,209 +2,182 @@
 
 use crate::{
     composed,
-    float::{Float, dot},
-    storage::{Fused, fused, gradient, output, read, slice},
+    element::{Element, vectorized},
+    math::dot,
+    pass::{Activations, Fused, Node, dispatch},
+    storage,
 };
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use pulp::Arch;
-use rayon::prelude::*;
-use std::marker::PhantomData;
+use candle_core::{Result, Tensor, bail};
 
 /// Added to the mean square before its root: the spacing of `f32` at one, as in PyTorch.
 pub const NORM_EPS: f64 = f32::EPSILON as f64;
 
-/// `x / sqrt(mean(x²) + NORM_EPS)` over the last dimension (Zhang and Sennrich 2019, *Root mean
+/// `x / sqrt(mean(x²) + NORM_EPS)` over the channels of a token (Zhang and Sennrich 2019, *Root mean
 /// square layer normalization*, arXiv 1910.07467).
-pub fn rms_norm(xs: &Tensor) -> Result<Tensor> {
-    match fused(xs) {
-        Some(Fused::F32) => xs.contiguous()?.apply_op1(RmsNorm::<f32>(PhantomData)),
-        Some(Fused::F64) => xs.contiguous()?.apply_op1(RmsNorm::<f64>(PhantomData)),
-        None => composed::rms_norm(xs),
-    }
+pub fn rms_norm(xs: &Activations) -> Result<Activations> {
+    dispatch!([xs], fused_norm(xs), composed::rms_norm(xs).map(Activations::Composed))
 }
 
 /// Rotary position embeddings, then [`rms_norm`] of every head.
 ///
-/// `xs` is `[batch, time, head, channel]`; `cos` and `sin` are `[time, channel / 2]`, one angle for
-/// channel `i` and channel `i + channel / 2` (Su et al. 2021, *RoFormer*, arXiv 2104.09864; paired
-/// by halves as in GPT-NeoX). No gradient goes to `cos` and `sin`.
-pub fn rotary_norm(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (_, time, _, channels) = xs.dims4()?;
-    if channels % 2 != 0 {
-        bail!("rotary_norm: heads of {channels} channels have no two halves");
+/// `xs` is `[token, head * channel]`, the tokens those of sequences of `time`; `cos` and `sin` are
+/// `[position, channel / 2]`, `time` positions at least, one angle for channel `i` and channel
+/// `i + channel / 2` of a head (Su et al. 2021, *RoFormer*, arXiv 2104.09864; paired by halves as in
+/// GPT-NeoX). No gradient goes to `cos` and `sin`.
+pub fn rotary_norm(
+    xs: &Activations,
+    (cos, sin): (&Tensor, &Tensor),
+    time: usize,
+) -> Result<Activations> {
+    let (tokens, channels) = xs.dims()?;
+    let (positions, half) = cos.dims2()?;
+    let fits = time > 0 && time <= positions && sin.dims() == cos.dims() && half > 0;
+    if !fits || tokens % time != 0 || channels % (2 * half) != 0 {
+        bail!(
+            "rotary_norm: tables of {:?} and {:?} for {tokens} tokens of {channels} channels, in \
+             sequences of {time}",
+            cos.shape(),
+            sin.shape()
+        );
     }
-    for (name, table) in [("cos", cos), ("sin", sin)] {
-        if table.dims() != [time, channels / 2] {
-            bail!("rotary_norm: {name} is {:?}, for inputs {:?}", table.shape(), xs.shape());
+    let (cos, sin) = (cos.narrow(0, 0, time)?, sin.narrow(0, 0, time)?);
+    dispatch!([xs], fused_rotary(xs, [cos, sin]), {
+        composed::rotary_norm(xs, &cos, &sin).map(Activations::Composed)
+    })
+}
+
+fn fused_norm<E: Fused>(xs: &Node<E>) -> Result<Activations> {
+    let width = xs.channels;
+    let mut ys = vec![E::default(); xs.values().len()];
+    norm(xs.values(), &mut ys, width);
+    let x = xs.clone();
+    let node = xs.tape.record(ys, width, move |flow, mut d_ys: Vec<E>| {
+        d_norm(x.values(), &mut d_ys, width);
+        flow.give(x.at, d_ys);
+        Ok(())
+    });
+    Ok(E::activations(node))
+}
+
+vectorized! {
+    fn norm<E>(xs: &[E], ys: &mut [E], width: usize) {
+        for (y, x) in ys.chunks_exact_mut(width).zip(xs.chunks_exact(width)) {
+            let scale = inverse_rms(x);
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = E::store(x.load() * scale);
+            }
         }
     }
-    let (contiguous, cos, sin) = (xs.contiguous()?, cos.contiguous()?, sin.contiguous()?);
-    match fused(xs) {
-        Some(Fused::F32) => contiguous.apply_op3(&cos, &sin, RotaryNorm::<f32>(PhantomData)),
-        Some(Fused::F64) => contiguous.apply_op3(&cos, &sin, RotaryNorm::<f64>(PhantomData)),
-        None => composed::rotary_norm(xs, &cos, &sin),
+}
+
+vectorized! {
+    /// Turns the gradient of the result into that of the argument.
+    fn d_norm<E>(xs: &[E], d: &mut [E], width: usize) {
+        for (d, x) in d.chunks_exact_mut(width).zip(xs.chunks_exact(width)) {
+            let (scale, pull) = slopes(x, dot(x, d));
+            for (d, x) in d.iter_mut().zip(x) {
+                *d = E::store(scale * d.load() - pull * x.load());
+            }
+        }
     }
 }
 
-/// Vectors that one task takes at a time.
-const ROWS: usize = 256;
-
-struct RmsNorm<F>(PhantomData<F>);
-
-impl<F: Float> CustomOp1 for RmsNorm<F> {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let width = last_dim(layout.shape())?;
-        let xs: &[F] = slice(xs, layout)?;
-        let mut ys = vec![F::zero(); xs.len()];
-        let chunk = ROWS * width;
-        ys.par_chunks_mut(chunk).zip(xs.par_chunks(chunk)).for_each(|(ys, xs)| {
-            Arch::new().dispatch(|| {
-                for (y, x) in ys.chunks_exact_mut(width).zip(xs.chunks_exact(width)) {
-                    let scale = inverse_rms(x);
-                    for (y, &x) in y.iter_mut().zip(x) {
-                        *y = x * scale;
-                    }
-                }
-            });
-        });
-        Ok(output(ys, layout.shape().clone()))
-    }
-
-    fn bwd(&self, xs: &Tensor, _ys: &Tensor, d_ys: &Tensor) -> Result<Option<Tensor>> {
-        let width = last_dim(xs.shape())?;
-        let chunk = ROWS * width;
-        let d_xs = read([xs, d_ys], |[xs, d_ys]: [&[F]; 2]| {
-            let mut d_xs = vec![F::zero(); xs.len()];
-            let inputs = xs.par_chunks(chunk).zip(d_ys.par_chunks(chunk));
-            d_xs.par_chunks_mut(chunk).zip(inputs).for_each(|(d_xs, (xs, d_ys))| {
-                Arch::new().dispatch(|| {
-                    let inputs = xs.chunks_exact(width).zip(d_ys.chunks_exact(width));
-                    for (d_x, (x, d_y)) in d_xs.chunks_exact_mut(width).zip(inputs) {
-                        norm_backward(d_x, x, d_y);
-                    }
-                });
-            });
-            d_xs
+fn fused_rotary<E: Fused>(xs: &Node<E>, tables: [Tensor; 2]) -> Result<Activations> {
+    let channels = xs.channels;
+    let mut ys = vec![E::default(); xs.values().len()];
+    let width = 2 * tables[0].dim(1)?;
+    storage::read([&tables[0], &tables[1]], |[cos, sin]: [&[f32]; 2]| {
+        rotate(xs.values(), cos, sin, &mut ys, channels, width);
+    })?;
+    let x = xs.clone();
+    let node = xs.tape.record(ys, channels, move |flow, mut d_ys: Vec<E>| {
+        storage::read([&tables[0], &tables[1]], |[cos, sin]: [&[f32]; 2]| {
+            d_rotate(x.values(), cos, sin, &mut d_ys, channels, width);
         })?;
-        gradient(d_xs, xs)
-    }
+        flow.give(x.at, d_ys);
+        Ok(())
+    });
+    Ok(E::activations(node))
 }
 
-struct RotaryNorm<F>(PhantomData<F>);
-
-impl<F: Float> CustomOp3 for RotaryNorm<F> {
-    fn name(&self) -> &'static str {
-        "rotary_norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        layout: &Layout,
-        cos: &CpuStorage,
-        cos_layout: &Layout,
-        sin: &CpuStorage,
-        sin_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (_, time, heads, width) = layout.shape().dims4()?;
+vectorized! {
+    fn rotate<E>(
+        xs: &[E],
+        cos: &[f32],
+        sin: &[f32],
+        ys: &mut [E],
+        channels: usize,
+        width: usize,
+    ) {
         let half = width / 2;
-        let xs: &[F] = slice(xs, layout)?;
-        let cos: &[F] = slice(cos, cos_layout)?;
-        let sin: &[F] = slice(sin, sin_layout)?;
-        let mut ys = vec![F::zero(); xs.len()];
-        let step = heads * width;
-        ys.par_chunks_mut(step).zip(xs.par_chunks(step)).with_min_len(16).enumerate().for_each(
-            |(row, (ys, xs))| {
-                let angle = (row % time) * half..(row % time + 1) * half;
-                let (cos, sin) = (&cos[angle.clone()], &sin[angle]);
-                Arch::new().dispatch(|| {
-                    for (y, x) in ys.chunks_exact_mut(width).zip(xs.chunks_exact(width)) {
-                        // A rotation leaves the length as it is.
-                        let scale = inverse_rms(x);
-                        let (x1, x2) = x.split_at(half);
-                        let (y1, y2) = y.split_at_mut(half);
-                        for i in 0..half {
-                            y1[i] = (x1[i] * cos[i] + x2[i] * sin[i]) * scale;
-                            y2[i] = (x2[i] * cos[i] - x1[i] * sin[i]) * scale;
-                        }
-                    }
-                });
-            },
-        );
-        Ok(output(ys, layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        cos: &Tensor,
-        sin: &Tensor,
-        _ys: &Tensor,
-        d_ys: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let shape = xs.dims4()?;
-        let d_xs = read([xs, cos, sin, d_ys], |[xs, cos, sin, d_ys]: [&[F]; 4]| {
-            rotary_norm_backward(shape, xs, [cos, sin], d_ys)
-        })?;
-        Ok((gradient(d_xs, xs)?, None, None))
-    }
-}
-
-fn rotary_norm_backward<F: Float>(
-    (_, time, heads, width): (usize, usize, usize, usize),
-    xs: &[F],
-    [cos, sin]: [&[F]; 2],
-    d_ys: &[F],
-) -> Vec<F> {
-    let (half, step) = (width / 2, heads * width);
-    let mut d_xs = vec![F::zero(); xs.len()];
-    let inputs = xs.par_chunks(step).zip(d_ys.par_chunks(step));
-    d_xs.par_chunks_mut(step).zip(inputs).with_min_len(16).enumerate().for_each_init(
-        || vec![F::zero(); width],
-        |turned_back, (row, (d_xs, (xs, d_ys)))| {
-            let angle = (row % time) * half..(row % time + 1) * half;
-            let (cos, sin) = (&cos[angle.clone()], &sin[angle]);
-            Arch::new().dispatch(|| {
-                let inputs = xs.chunks_exact(width).zip(d_ys.chunks_exact(width));
-                for (d_x, (x, d_y)) in d_xs.chunks_exact_mut(width).zip(inputs) {
-                    // Norm and rotation commute, so the gradient is turned back first.
-                    let (g1, g2) = d_y.split_at(half);
-                    let (b1, b2) = turned_back.split_at_mut(half);
-                    for i in 0..half {
-                        b1[i] = g1[i] * cos[i] - g2[i] * sin[i];
-                        b2[i] = g1[i] * sin[i] + g2[i] * cos[i];
-                    }
-                    norm_backward(d_x, x, turned_back);
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half)).cycle();
+        let tokens = ys.chunks_exact_mut(channels).zip(xs.chunks_exact(channels));
+        for ((y, x), (cos, sin)) in tokens.zip(angles) {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                // A rotation leaves the length as it is.
+                let scale = inverse_rms(x);
+                let (x1, x2) = x.split_at(half);
+                let (y1, y2) = y.split_at_mut(half);
+                for ((((y1, y2), x1), x2), (cos, sin)) in
+                    y1.iter_mut().zip(y2).zip(x1).zip(x2).zip(cos.iter().zip(sin))
+                {
+                    let (x1, x2) = (x1.load() * scale, x2.load() * scale);
+                    *y1 = E::store(x1 * cos + x2 * sin);
+                    *y2 = E::store(x2 * cos - x1 * sin);
                 }
-            });
-        },
-    );
-    d_xs
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Turns the gradient of the result into that of the argument.
+    fn d_rotate<E>(
+        xs: &[E],
+        cos: &[f32],
+        sin: &[f32],
+        d: &mut [E],
+        channels: usize,
+        width: usize,
+    ) {
+        let half = width / 2;
+        let mut turned_back = vec![0.0; width];
+        let mut plain = vec![0.0; width];
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half)).cycle();
+        let tokens = d.chunks_exact_mut(channels).zip(xs.chunks_exact(channels));
+        for ((d, x), (cos, sin)) in tokens.zip(angles) {
+            for (d, x) in d.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                // Norm and rotation commute, so the gradient is turned back first.
+                let (d1, d2) = d.split_at(half);
+                let (b1, b2) = turned_back.split_at_mut(half);
+                for ((((b1, b2), d1), d2), (cos, sin)) in
+                    b1.iter_mut().zip(b2).zip(d1).zip(d2).zip(cos.iter().zip(sin))
+                {
+                    let (d1, d2) = (d1.load(), d2.load());
+                    *b1 = d1 * cos - d2 * sin;
+                    *b2 = d1 * sin + d2 * cos;
+                }
+                for (plain, x) in plain.iter_mut().zip(x) {
+                    *plain = x.load();
+                }
+                let (scale, pull) = slopes(x, dot(&plain, &turned_back));
+                for ((d, b), x) in d.iter_mut().zip(&turned_back).zip(&plain) {
+                    *d = E::store(scale * b - pull * x);
+                }
+            }
+        }
+    }
 }
 
 #[inline(always)]
-fn inverse_rms<F: Float>(x: &[F]) -> F {
-    let mean_square = dot(x, x) / F::from_f64(x.len() as f64);
-    F::one() / (mean_square + F::from_f64(NORM_EPS)).sqrt()
+fn inverse_rms<E: Element>(x: &[E]) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + NORM_EPS as f32).sqrt()
 }
 
-/// With `s` the inverse RMS and `n` the width: `dx = s dy - s³ x (x·dy) / n`.
+/// With `s` the inverse RMS and `n` the width, `dx = s dy - s³ x (x·dy) / n`: `s`, and what `x` is
+/// multiplied by.
 #[inline(always)]
-fn norm_backward<F: Float>(d_x: &mut [F], x: &[F], d_y: &[F]) {
+fn slopes<E: Element>(x: &[E], product: f32) -> (f32, f32) {
     let scale = inverse_rms(x);
-    let pull = scale * scale * scale * dot(x, d_y) / F::from_f64(x.len() as f64);
-    for ((d_x, &x), &d_y) in d_x.iter_mut().zip(x).zip(d_y) {
-        *d_x = scale * d_y - pull * x;
-    }
-}
-
-fn last_dim(shape: &Shape) -> Result<usize> {
-    match shape.dims().last() {
-        Some(&width) if width > 0 => Ok(width),
-        _ => bail!("rms_norm: {shape:?} has no last dimension to normalise over"),
-    }
+    (scale, scale * scale * scale * product / x.len() as f32)
 }

@@ -1,16 +1,7 @@
 //! Between candle's tensors and slices.
 
-use candle_core::{
-    CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
-};
-
-/// The elements of a contiguous argument of a custom operation.
-pub fn slice<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a fused operation was given an argument that is not contiguous");
-    };
-    Ok(&storage.as_slice::<T>()?[start..end])
-}
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, Var, WithDType, bail};
+use std::cell::RefCell;
 
 /// Calls `body` with the elements of tensors on the CPU.
 pub fn read<T: WithDType, R, const N: usize>(
@@ -21,34 +12,37 @@ pub fn read<T: WithDType, R, const N: usize>(
     let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
     let mut slices: [&[T]; N] = [&[]; N];
     for (elements, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a contiguous tensor has no contiguous layout");
+        };
         *elements = match &**storage {
-            Storage::Cpu(storage) => slice(storage, layout)?,
+            Storage::Cpu(storage) => &storage.as_slice::<T>()?[start..end],
             _ => bail!("a fused operation was given a tensor that is not on the CPU"),
         };
     }
     Ok(body(slices))
 }
 
-/// What a custom operation returns.
-pub fn output<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
-    (T::to_cpu_storage_owned(values), shape.into())
-}
+/// Lets `body` change the elements of a contiguous variable on the CPU.
+pub fn write(var: &Var, body: impl FnOnce(&mut [f32])) -> Result<()> {
+    struct Write<F>(RefCell<Option<F>>);
 
-/// A gradient of the same shape as `like`.
-pub fn gradient<T: WithDType>(values: Vec<T>, like: &Tensor) -> Result<Option<Tensor>> {
-    Tensor::from_vec(values, like.shape(), &Device::Cpu).map(Some)
-}
+    impl<F: FnOnce(&mut [f32])> InplaceOp1 for Write<F> {
+        fn name(&self) -> &'static str {
+            "write"
+        }
 
-/// The element type in which the fused kernel can take `tensor`, if it can.
-pub enum Fused {
-    F32,
-    F64,
-}
-
-pub fn fused(tensor: &Tensor) -> Option<Fused> {
-    match (tensor.device(), tensor.dtype()) {
-        (Device::Cpu, DType::F32) => Some(Fused::F32),
-        (Device::Cpu, DType::F64) => Some(Fused::F64),
-        _ => None,
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let (CpuStorage::F32(elements), Some((start, end))) =
+                (storage, layout.contiguous_offsets())
+            else {
+                bail!("a fused step was given a variable that is not contiguous or not f32");
+            };
+            let body = self.0.take().expect("an operation is applied once");
+            body(&mut elements[start..end]);
+            Ok(())
+        }
     }
+
+    var.inplace_op1(&Write(RefCell::new(Some(body))))
 }

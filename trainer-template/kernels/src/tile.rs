@@ -1,7 +1,5 @@
 //! Products of matrices as small as one head's: too small for a general library's packing to pay.
 
-use crate::float::Float;
-
 /// Rows and columns that are accumulated in registers: 6 × 16 `f32` fill 12 of the 16 registers of
 /// AVX2, which leaves room for a row of `b` and a broadcast element of `a`.
 const ROWS: usize = 6;
@@ -9,15 +7,15 @@ pub const COLUMNS: usize = 16;
 
 /// A matrix in a slice, from its first element on.
 #[derive(Clone, Copy)]
-pub struct Matrix<'a, F> {
-    pub elements: &'a [F],
+pub struct Matrix<'a> {
+    pub elements: &'a [f32],
     pub row_stride: usize,
     pub column_stride: usize,
 }
 
-impl<'a, F> Matrix<'a, F> {
+impl<'a> Matrix<'a> {
     /// Rows beside each other in memory, `stride` apart.
-    pub fn rows(elements: &'a [F], stride: usize) -> Self {
+    pub fn rows(elements: &'a [f32], stride: usize) -> Self {
         Self { elements, row_stride: stride, column_stride: 1 }
     }
 
@@ -27,8 +25,8 @@ impl<'a, F> Matrix<'a, F> {
 }
 
 /// What [`product`] adds to, rows `stride` apart.
-pub struct Accumulator<'a, F> {
-    pub elements: &'a mut [F],
+pub struct Accumulator<'a> {
+    pub elements: &'a mut [f32],
     pub stride: usize,
 }
 
@@ -37,12 +35,12 @@ pub struct Accumulator<'a, F> {
 /// The columns of `b` must be adjacent. `scratch` is grown as needed. With `FMA`, multiplication
 /// and addition round once; on a processor without the instruction that would be a slow call.
 #[inline(always)]
-pub fn product<F: Float, const FMA: bool>(
+pub fn product<const FMA: bool>(
     (m, k, n): (usize, usize, usize),
-    a: Matrix<'_, F>,
-    b: Matrix<'_, F>,
-    c: &mut Accumulator<'_, F>,
-    scratch: &mut Vec<F>,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut Accumulator<'_>,
+    scratch: &mut Vec<f32>,
 ) {
     debug_assert_eq!(b.column_stride, 1);
     // `a` is repacked so that what one step of the inner loop needs is adjacent; missing rows are
@@ -51,7 +49,7 @@ pub fn product<F: Float, const FMA: bool>(
     let whole_columns = n / COLUMNS * COLUMNS;
     let packed_a = blocks * k * ROWS;
     scratch.clear();
-    scratch.resize(packed_a + k * COLUMNS, F::zero());
+    scratch.resize(packed_a + k * COLUMNS, 0.0);
     let (packed_a, packed_b) = scratch.split_at_mut(packed_a);
     for i in 0..m {
         let (block, row) = (i / ROWS, i % ROWS);
@@ -76,7 +74,7 @@ pub fn product<F: Float, const FMA: bool>(
         let columns = COLUMNS.min(n - j);
         for block in 0..blocks {
             let rows = packed_a[block * k * ROWS..][..k * ROWS].as_chunks::<ROWS>().0;
-            let sums = tile::<F, FMA>(rows, panel, stride);
+            let sums = tile::<FMA>(rows, panel, stride);
             for (row, sums) in sums.iter().enumerate().take(m - block * ROWS) {
                 let start = (block * ROWS + row) * c.stride + j;
                 if columns == COLUMNS {
@@ -97,12 +95,8 @@ pub fn product<F: Float, const FMA: bool>(
 }
 
 #[inline(always)]
-fn tile<F: Float, const FMA: bool>(
-    a: &[[F; ROWS]],
-    b: &[F],
-    b_stride: usize,
-) -> [[F; COLUMNS]; ROWS] {
-    let mut sums = [[F::zero(); COLUMNS]; ROWS];
+fn tile<const FMA: bool>(a: &[[f32; ROWS]], b: &[f32], b_stride: usize) -> [[f32; COLUMNS]; ROWS] {
+    let mut sums = [[0.0; COLUMNS]; ROWS];
     for (p, a) in a.iter().enumerate() {
         let b = &b[p * b_stride..][..COLUMNS];
         for row in 0..ROWS {
@@ -148,7 +142,7 @@ mod tests {
                 }
                 let mut accumulator = Accumulator { elements: &mut c, stride: n + 2 };
                 let b = Matrix::rows(&b, n + 3);
-                product::<f32, true>((m, k, n), a, b, &mut accumulator, &mut scratch);
+                product::<true>((m, k, n), a, b, &mut accumulator, &mut scratch);
                 assert_eq!(c, expected, "{m} x {k} x {n}, transposed: {transposed}");
             }
         }

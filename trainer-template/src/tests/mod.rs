@@ -1,7 +1,6 @@
 //! Tests of the shipped `train.rs`. A study's edits are judged by the exam, not by these.
 
 mod model;
-mod optimizer;
 mod trainer;
 
 use crate::train::{Config, Gpt};

@@ -1,7 +1,9 @@
 //! The model: its gradients, and where its weights start.
 
 use super::*;
-use overnight_plugin_api::Batch;
+use candle_core::Var;
+use overnight_kernels::{self as kernels, Compute};
+use overnight_plugin_api::{Batch, Error};
 
 fn batch(config: &Config) -> Batch {
     let (batch_size, seq_len) = (3, config.sequence_len - 1);
@@ -22,8 +24,8 @@ fn gradients_agree_with_finite_differences() {
     let gpt = build(&small(), 1, DType::F64);
     scramble(&gpt, 2);
     let batch = batch(&gpt.config);
-    let loss = || gpt.model.loss(&batch).unwrap();
-    let grads = loss().backward().unwrap();
+    let gradients = || gpt.model.gradients(&batch, gpt.compute).unwrap();
+    let grads = gradients().1;
     let mut numbers = Numbers(3);
     for (name, var) in &gpt.parameters.vars {
         let gradient = values(grads.get(var).unwrap());
@@ -38,7 +40,7 @@ fn gradients_agree_with_finite_differences() {
                 let mut after = before.clone();
                 after[entry] += by;
                 var.set(&Tensor::from_vec(after, var.shape(), &Device::Cpu).unwrap()).unwrap();
-                loss().to_scalar::<f64>().unwrap()
+                gradients().0
             };
             let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             moved(0.0);
@@ -57,7 +59,7 @@ fn every_variable_receives_a_gradient() {
     // With the weights that training starts from, and with one layer as well.
     for n_layer in [1, 2, 3, 4] {
         let gpt = build(&Config { n_layer, ..small() }, 1, DType::F32);
-        let grads = gpt.model.loss(&batch(&gpt.config)).unwrap().backward().unwrap();
+        let (_, grads) = gpt.model.gradients(&batch(&gpt.config), gpt.compute).unwrap();
         gpt.parameters.check_gradients(&grads).unwrap();
         for (name, var) in &gpt.parameters.vars {
             assert_eq!(grads.get(var).unwrap().shape(), var.shape(), "{name}");
@@ -68,27 +70,50 @@ fn every_variable_receives_a_gradient() {
 #[test]
 fn a_variable_without_a_gradient_is_named() {
     let gpt = build(&small(), 1, DType::F32);
-    let only = gpt.parameters.vars["wte"].as_tensor().sum_all().unwrap();
-    let error = gpt.parameters.check_gradients(&only.backward().unwrap()).unwrap_err().to_string();
+    let wte = gpt.parameters.vars["wte"].as_tensor();
+    let only = kernels::gradients::<Error>(gpt.compute, (1, 2), |pass, _| {
+        Ok(kernels::Loss::mean(&pass.embedding(wte, &[0, 1])?)?)
+    });
+    let error = gpt.parameters.check_gradients(&only.unwrap().1).unwrap_err().to_string();
     assert!(error.contains("h.0.attn.c_q") && error.contains("lm_head"), "{error}");
     assert!(!error.contains("wte"), "{error}");
 }
 
 #[test]
-fn single_precision_computes_the_same_loss() {
-    let loss = |dtype| {
-        let gpt = build(&small(), 1, dtype);
+fn fused_gradients_are_those_of_candles_own_operations() {
+    let gradients = |dtype, compute| {
+        let mut gpt = build(&small(), 1, dtype);
+        gpt.compute = compute;
         scramble(&gpt, 2);
-        values(&gpt.model.loss(&batch(&gpt.config)).unwrap())[0]
+        let (loss, grads) = gpt.model.gradients(&batch(&gpt.config), compute).unwrap();
+        let vars = gpt.parameters.vars.iter();
+        let named = |(name, var): (&String, &Var)| (name.clone(), values(grads.get(var).unwrap()));
+        (loss, vars.map(named).collect::<Vec<_>>())
     };
-    let (single, double) = (loss(DType::F32), loss(DType::F64));
-    assert!((single - double).abs() < 1e-5, "{single} and {double}");
+    let (expected_loss, expected) = gradients(DType::F64, Compute::Composed);
+    // Of a loss, and of a gradient as a vector: rounding of activations to 2^-9, over a dozen of
+    // operations, some of which one gradient averages over few tokens here.
+    let mut ways = vec![(Compute::Composed, 1e-5), (Compute::F32, 1e-5)];
+    if kernels::multiplies_bf16() {
+        ways.push((Compute::Bf16, 0.1));
+    }
+    for (compute, tolerance) in ways {
+        let (loss, got) = gradients(DType::F32, compute);
+        let error = (loss - expected_loss).abs();
+        assert!(error < tolerance * expected_loss, "{compute:?}: {loss}, not {expected_loss}");
+        for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+            let length = |xs: &mut dyn Iterator<Item = f64>| xs.map(|x| x * x).sum::<f64>().sqrt();
+            let error = length(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+            let error = error / length(&mut expected.iter().copied());
+            assert!(error < tolerance, "{compute:?}, {name}: off by {error} of its length");
+        }
+    }
 }
 
 #[test]
 fn an_untrained_model_knows_nothing() {
     let gpt = build(&small(), 1, DType::F32);
-    let loss = values(&gpt.model.loss(&batch(&gpt.config)).unwrap())[0];
+    let (loss, _) = gpt.model.gradients(&batch(&gpt.config), gpt.compute).unwrap();
     // The unembedding starts near zero, so all tokens are about as likely.
     assert!((loss - 11f64.ln()).abs() < 0.01, "{loss}");
 }
