@@ -23,6 +23,7 @@ pub(crate) const FILES: &[(&str, &str)] = files![
     "trainer-template/kernels/src/activation.rs",
     "trainer-template/kernels/src/adamw.rs",
     "trainer-template/kernels/src/attention.rs",
+    "trainer-template/kernels/src/attention_bf16.rs",
     "trainer-template/kernels/src/composed.rs",
     "trainer-template/kernels/src/element.rs",
     "trainer-template/kernels/src/embedding.rs",

@@ -5,10 +5,11 @@
 //! pass computes them again from the logarithm of each row's total.
 
 use crate::{
-    composed,
+    attention_bf16, composed,
     element::{Element, vectorized},
     math::{dot, exp, max, sum},
     pass::{Activations, Fused, Node, dispatch},
+    product::Number,
     tile::{Accumulator, COLUMNS, Matrix, product},
 };
 use candle_core::{Result, bail};
@@ -53,7 +54,7 @@ fn fused<E: Fused>(q: &Node<E>, k: &Node<E>, v: &Node<E>, heads: Heads) -> Resul
     // `ln Σ exp(score)` of every query, `[sequence, head, time]`.
     let mut log_totals = vec![0.0; q.values().len() / heads.channels];
     let inputs = Inputs { q: q.values(), k: k.values(), v: v.values(), channels: q.channels };
-    forward(inputs, heads, &mut ys, &mut log_totals);
+    forward(&inputs, heads, &mut ys, &mut log_totals);
     let [q, k, v] = [q, k, v].map(Node::clone);
     // The result is needed again on the way back, and is a node only after it is recorded.
     let channels = q.channels;
@@ -64,7 +65,7 @@ fn fused<E: Fused>(q: &Node<E>, k: &Node<E>, v: &Node<E>, heads: Heads) -> Resul
         let (mut d_q, mut d_k, mut d_v) = (new(), new(), new());
         let inputs = Inputs { q: q.values(), k: k.values(), v: v.values(), channels };
         let outputs = Outputs { ys: &kept, d_ys: &d_ys, log_totals: &log_totals };
-        backward(inputs, outputs, heads, [&mut d_q, &mut d_k, &mut d_v]);
+        backward(&inputs, &outputs, heads, [&mut d_q, &mut d_k, &mut d_v]);
         flow.give(v.at, d_v);
         flow.give(k.at, d_k);
         flow.give(q.at, d_q);
@@ -73,18 +74,20 @@ fn fused<E: Fused>(q: &Node<E>, k: &Node<E>, v: &Node<E>, heads: Heads) -> Resul
     Ok(E::activations(node))
 }
 
-struct Inputs<'a, E> {
-    q: &'a [E],
-    k: &'a [E],
-    v: &'a [E],
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a, E> {
+    pub q: &'a [E],
+    pub k: &'a [E],
+    pub v: &'a [E],
     /// Of all heads.
-    channels: usize,
+    pub channels: usize,
 }
 
-struct Outputs<'a, E> {
-    ys: &'a [E],
-    d_ys: &'a [E],
-    log_totals: &'a [f32],
+#[derive(Clone, Copy)]
+pub(crate) struct Outputs<'a, E> {
+    pub ys: &'a [E],
+    pub d_ys: &'a [E],
+    pub log_totals: &'a [f32],
 }
 
 impl Heads {
@@ -104,7 +107,7 @@ impl Heads {
         (0..time).step_by(QUERIES).map(move |i| Block { start: i, end: time.min(i + QUERIES) })
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         (self.channels as f64).powf(-0.5) as f32
     }
 }
@@ -121,9 +124,43 @@ impl Block {
     }
 }
 
+fn forward<E: Number>(inputs: &Inputs<'_, E>, heads: Heads, ys: &mut [E], log_totals: &mut [f32]) {
+    let Inputs { q, k, v, channels } = *inputs;
+    if attention_bf16::fits(heads)
+        && let [Some(q), Some(k), Some(v)] = [q, k, v].map(E::as_bf16)
+        && let Some(ys) = E::as_bf16_mut(ys)
+    {
+        attention_bf16::forward(Inputs { q, k, v, channels }, heads, ys, log_totals);
+    } else {
+        forward_f32(inputs, heads, ys, log_totals);
+    }
+}
+
+fn backward<E: Number>(
+    inputs: &Inputs<'_, E>,
+    outputs: &Outputs<'_, E>,
+    heads: Heads,
+    gradients: [&mut [E]; 3],
+) {
+    let (Inputs { q, k, v, channels }, Outputs { ys, d_ys, log_totals }) = (*inputs, *outputs);
+    if !attention_bf16::fits(heads) || E::as_bf16(q).is_none() {
+        return backward_f32(inputs, outputs, heads, gradients);
+    }
+    let [q, k, v, ys, d_ys] =
+        [q, k, v, ys, d_ys].map(|xs| E::as_bf16(xs).expect("the type was just looked at"));
+    let gradients = gradients.map(|xs| E::as_bf16_mut(xs).expect("the type was just looked at"));
+    let inputs = Inputs { q, k, v, channels };
+    attention_bf16::backward(inputs, Outputs { ys, d_ys, log_totals }, heads, gradients);
+}
+
 vectorized! {
-    fn forward<E>(inputs: Inputs<'_, E>, heads: Heads, ys: &mut [E], log_totals: &mut [f32]) {
-        let Inputs { q, k, v, channels } = inputs;
+    fn forward_f32<E>(
+        inputs: &Inputs<'_, E>,
+        heads: Heads,
+        ys: &mut [E],
+        log_totals: &mut [f32],
+    ) {
+        let Inputs { q, k, v, channels } = *inputs;
         let Heads { time, channels: width, .. } = heads;
         let new = || vec![0.0; time * width];
         let (mut queries, mut keys, mut values, mut out) = (new(), new(), new(), new());
@@ -162,14 +199,14 @@ vectorized! {
 vectorized! {
     /// With `P` the weights: `dV = Pᵀ dY`, `dP = dY Vᵀ`, `dS = P ∘ (dP - rowsum(dY ∘ Y))`,
     /// `dQ = dS K` and `dK = dSᵀ Q`, the last two scaled (FlashAttention, appendix B.2).
-    fn backward<E>(
-        inputs: Inputs<'_, E>,
-        outputs: Outputs<'_, E>,
+    fn backward_f32<E>(
+        inputs: &Inputs<'_, E>,
+        outputs: &Outputs<'_, E>,
         heads: Heads,
         gradients: [&mut [E]; 3],
     ) {
-        let Inputs { q, k, v, channels } = inputs;
-        let Outputs { ys, d_ys, log_totals } = outputs;
+        let Inputs { q, k, v, channels } = *inputs;
+        let Outputs { ys, d_ys, log_totals } = *outputs;
         let [all_d_q, all_d_k, all_d_v] = gradients;
         let Heads { time, channels: width, .. } = heads;
         let new = || vec![0.0; time * width];

@@ -15,6 +15,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod attention_bf16;
 pub mod composed;
 mod element;
 mod embedding;

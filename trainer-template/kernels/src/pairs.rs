@@ -8,9 +8,10 @@
 
 use crate::element::{Element, vectorized};
 use half::bf16;
+use std::ops::Range;
 
 /// Rows of a tile: 8 × 32 sums fill 16 of the 32 registers of AVX-512.
-const ROWS: usize = 8;
+pub const ROWS: usize = 8;
 /// Columns of a tile.
 pub const COLUMNS: usize = 32;
 
@@ -43,8 +44,34 @@ impl<const W: usize> Panels<W> {
         Self { pairs, columns: rows, elements }
     }
 
+    /// All of it.
+    pub fn all(&self) -> Part<'_, W> {
+        self.part(0..2 * self.pairs, 0..self.columns)
+    }
+
+    /// Some rows (along which the pairs are, so their ends are even or the last) and some columns
+    /// (of whole panels, but for the last).
+    pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Part<'_, W> {
+        assert!(rows.start.is_multiple_of(2) && rows.end <= 2 * self.pairs);
+        assert!(columns.start.is_multiple_of(W) && columns.end <= self.columns);
+        let pairs = rows.start / 2..rows.end.div_ceil(2);
+        Part { panels: self, pairs, first: columns.start / W, columns: columns.len() }
+    }
+}
+
+/// A part of a matrix in panels.
+pub struct Part<'a, const W: usize> {
+    panels: &'a Panels<W>,
+    pairs: Range<usize>,
+    /// The first panel.
+    first: usize,
+    columns: usize,
+}
+
+impl<const W: usize> Part<'_, W> {
     fn panel(&self, n: usize) -> &[[Pair; W]] {
-        &self.elements[n * self.pairs..][..self.pairs]
+        let panel = &self.panels.elements[(self.first + n) * self.panels.pairs..];
+        &panel[..self.panels.pairs][self.pairs.clone()]
     }
 }
 
@@ -109,7 +136,7 @@ pub enum Left<'a> {
     /// Rows as they are, `stride` apart; an even number of their elements is summed over.
     Rows { elements: &'a [bf16], stride: usize },
     /// For sums over rows: the left operand's rows are these panels' columns.
-    Panels(&'a Panels<ROWS>),
+    Panels(Part<'a, ROWS>),
 }
 
 /// Where sums go.
@@ -158,7 +185,7 @@ const BLOCK: usize = 128;
 /// # Panics
 ///
 /// Where [`multiplies_bf16`](crate::multiplies_bf16) is false, and where the operands do not fit.
-pub fn product(rows: usize, left: &Left<'_>, right: &Panels<COLUMNS>, sums: &mut impl Sums) {
+pub fn product(rows: usize, left: &Left<'_>, right: &Part<'_, COLUMNS>, sums: &mut impl Sums) {
     assert!(crate::multiplies_bf16(), "this processor does not multiply bf16");
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the processor has the instructions.
@@ -179,7 +206,7 @@ mod avx512 {
     use std::mem::transmute;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub fn product<S: Sums>(rows: usize, left: &Left<'_>, right: &Panels<COLUMNS>, sums: &mut S) {
+    pub fn product<S: Sums>(rows: usize, left: &Left<'_>, right: &Part<'_, COLUMNS>, sums: &mut S) {
         let mut tile = [[0.0; COLUMNS]; ROWS];
         for block in (0..rows).step_by(BLOCK) {
             let block_end = rows.min(block + BLOCK);
@@ -194,8 +221,8 @@ mod avx512 {
                             multiply(elements, (*stride, 2), height, panel, &mut tile);
                         }
                         Left::Panels(panels) => {
-                            assert!(panels.pairs == panel.len());
                             let pairs = panels.panel(row / ROWS).as_flattened();
+                            assert!(pairs.len() == ROWS * panel.len());
                             multiply(halves(pairs), (2, 2 * ROWS), height, panel, &mut tile);
                         }
                     }
@@ -220,6 +247,7 @@ mod avx512 {
     /// `tile = left · panel`, `height` rows of it. Row `i`'s pair `p` begins at element
     /// `i * row_step + p * pair_step`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    #[inline]
     fn multiply(
         left: &[bf16],
         (row_step, pair_step): (usize, usize),
@@ -289,7 +317,7 @@ mod tests {
             let right = Panels::<COLUMNS>::of_columns(&b, k);
             let mut c = vec![1.0f32; m * n];
             let left = Left::Rows { elements: &a, stride: k };
-            product(m, &left, &right, &mut Store { elements: &mut c, stride: n });
+            product(m, &left, &right.all(), &mut Store { elements: &mut c, stride: n });
             assert_eq!(c, expected, "{m} x {k} x {n}, rows");
 
             let turned = |xs: &[bf16], rows: usize| -> Vec<bf16> {
@@ -298,7 +326,12 @@ mod tests {
             let (a, b) = (turned(&a, m), turned(&b, n));
             let (left, right) = (Panels::of_rows(&a, m), Panels::<COLUMNS>::of_rows(&b, n));
             let mut c = vec![1.0f32; m * n];
-            product(m, &Left::Panels(&left), &right, &mut Add { elements: &mut c, stride: n });
+            product(
+                m,
+                &Left::Panels(left.all()),
+                &right.all(),
+                &mut Add { elements: &mut c, stride: n },
+            );
             let expected: Vec<_> = expected.iter().map(|x| x + 1.0).collect();
             assert_eq!(c, expected, "{m} x {k} x {n}, panels");
         }
@@ -312,7 +345,12 @@ mod tests {
         let (a, b) = (numbers(3 * 5, 1), numbers(3 * 4, 2));
         let (left, right) = (Panels::of_rows(&a, 5), Panels::<COLUMNS>::of_rows(&b, 4));
         let mut c = vec![0.0f32; 5 * 4];
-        product(5, &Left::Panels(&left), &right, &mut Store { elements: &mut c, stride: 4 });
+        product(
+            5,
+            &Left::Panels(left.all()),
+            &right.all(),
+            &mut Store { elements: &mut c, stride: 4 },
+        );
         for (at, c) in c.iter().enumerate() {
             let sum: f32 =
                 (0..3).map(|r| a[r * 5 + at / 4].to_f32() * b[r * 4 + at % 4].to_f32()).sum();

@@ -13,6 +13,16 @@ pub trait Number: Element {
     /// A layer's input as the gradient of its weight wants it.
     type Input;
 
+    /// The same elements, if they are these.
+    fn as_bf16(_xs: &[Self]) -> Option<&[bf16]> {
+        None
+    }
+
+    /// See [`as_bf16`](Number::as_bf16).
+    fn as_bf16_mut(_xs: &mut [Self]) -> Option<&mut [bf16]> {
+        None
+    }
+
     /// Of a weight `[outputs, inputs]`. Without `backward`, for [`outputs`](Number::outputs) only.
     fn weight(weight: &[f32], inputs: usize, backward: bool) -> Self::Weight;
 
@@ -57,6 +67,14 @@ impl Number for bf16 {
     type Weight = Packed;
     type Input = Panels<COLUMNS>;
 
+    fn as_bf16(xs: &[bf16]) -> Option<&[bf16]> {
+        Some(xs)
+    }
+
+    fn as_bf16_mut(xs: &mut [bf16]) -> Option<&mut [bf16]> {
+        Some(xs)
+    }
+
     fn weight(weight: &[f32], inputs: usize, backward: bool) -> Packed {
         Packed {
             outputs: weight.len() / inputs,
@@ -95,7 +113,7 @@ impl Number for bf16 {
         let inputs = d_weight.len() / outputs;
         let left = Panels::of_rows(d_ys, outputs);
         let mut sums = Add { elements: d_weight, stride: inputs };
-        pairs::product(outputs, &Left::Panels(&left), input, &mut sums);
+        pairs::product(outputs, &Left::Panels(left.all()), &input.all(), &mut sums);
     }
 }
 
@@ -120,9 +138,11 @@ fn store<E: Element>(
     let left = Left::Rows { elements, stride };
     match mode {
         Mode::Overwrite => {
-            pairs::product(rows, &left, right, &mut Store { elements: ys, stride: n });
+            pairs::product(rows, &left, &right.all(), &mut Store { elements: ys, stride: n });
         }
-        Mode::Add => pairs::product(rows, &left, right, &mut Add { elements: ys, stride: n }),
+        Mode::Add => {
+            pairs::product(rows, &left, &right.all(), &mut Add { elements: ys, stride: n })
+        }
     }
 }
 
