@@ -40,6 +40,9 @@ struct Options {
     /// How long each shape trains, and the template as it is before them
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..))]
     seconds: u64,
+    /// Without bf16, as on processors that do not multiply it
+    #[arg(long)]
+    f32: bool,
     /// One JSON object a line instead of a table
     #[arg(long)]
     json: bool,
@@ -75,7 +78,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         print_head(threads, peak);
     }
 
-    let template = TrainerCrate::template(&overnight::cache_dir()?)?.source().to_owned();
+    let mut template = TrainerCrate::template(&overnight::cache_dir()?)?.source().to_owned();
+    if options.f32 {
+        const ON: &str = "const BF16: bool = true;";
+        assert!(template.contains(ON), "the template has this constant");
+        template = template.replace(ON, "const BF16: bool = false;");
+    }
     let mut planned: VecDeque<_> = options
         .shape
         .iter()
