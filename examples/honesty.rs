@@ -9,7 +9,9 @@
 //! steps. Each of these models then answers in both rooms, whole windows in one and prefixes in the
 //! other, at thousands of places. What the rooms say of a place does not depend on the other places,
 //! so an exam is a draw from these: as many of them as an exam compares, by the rule that a study
-//! applies. All of it happens in this process, with the numbers that workers would compute.
+//! applies. All of it happens in this process, with the numbers that workers would compute. Workers
+//! have `CANDLE_BARRIER_POOL_SPIN_LIMIT=0` in their environment; where other programs compute at the
+//! same time, it is much quicker so here, too.
 
 use clap::Parser;
 use overnight::{
@@ -64,7 +66,7 @@ const VARIANTS: &[(&str, &[(&str, &str)])] = &[
              Ok(round(x)?.matmul(&round(weight)?.t()?)?)",
         )],
     ),
-    // As far as two honest rooms can be apart: none of the roundings of one happens in the other.
+    // About as far as honest rooms can be apart: no rounding of one happens in the other.
     ("one room in bf16", &[ONE_ROOM_IN_BF16, CAREFUL]),
     // The same, and that room does what is left to do after the last product in bf16, too.
     ("one room in bf16, logits too", &[ONE_ROOM_IN_BF16]),
