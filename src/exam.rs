@@ -45,14 +45,34 @@ pub(crate) struct Grade {
 /// Windows in one question: few enough that a trainer need not split them itself.
 const ROWS_PER_QUESTION: usize = 16;
 
-/// How far the rooms may differ in one answer, in nats, for an honest trainer in 32-bit floats.
-///
-/// A window's scores and a prefix's logits take different paths through the same arithmetic
-/// (other shapes, other orders of summation), so they agree to rounding only.
-const TOLERANCE: f64 = 0.02;
+// How far honest rooms differ.
+//
+// A window's scores and a prefix's logits take different paths through the same arithmetic (other
+// shapes, other orders of summation), so honest answers agree to rounding only. How large that is
+// depends on the trainer's precision, and most of the answers tell: nine in ten honest differences
+// are below 1.645 standard deviations, as of any normal distribution. `examples/honesty.rs` measures
+// all of this; docs/guarantees.md has its figures. Honest rooms are about as far apart as they can be
+// where none of the roundings of one happens in the other: one in f32, the other in bf16.
 
-/// And how far on the mean over all comparisons: rounding has no direction, a lie has one.
-const MEAN_TOLERANCE: f64 = 0.002;
+/// The standard deviation of rounding that is always allowed, in nats: a tenth of a trainer's answers
+/// may fall on the other side of a rounding in bf16 where all others agree to the last bit of f32.
+const LEAST_ROUNDING: f64 = 0.004;
+
+/// And that is never exceeded: about one and a half times the largest measured, one room in bf16.
+const GREATEST_ROUNDING: f64 = 0.035;
+
+/// How many standard deviations of rounding a single answer may be off: twice what was measured.
+const IN_ONE_ANSWER: f64 = 20.0;
+
+/// How many standard errors the mean may be off: rounding has no direction, a lie has one. Of a
+/// million means of normal deviates, one is so far from zero.
+const STANDARD_ERRORS: f64 = 5.0;
+
+/// And how many standard deviations beyond that, because rounding does have a little of a direction.
+const BIAS: f64 = 0.2;
+
+/// The standard deviation below which nobody looks at the mean more closely, in nats.
+const LEAST_DEVIATION: f64 = 2e-4;
 
 impl Exam {
     /// Packs a split into the study's windows.
@@ -140,11 +160,28 @@ fn rejected(reason: String) -> Halt {
 
 /// One target as both rooms priced it, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Pair {
+pub struct Pair {
     /// Index into the windows' targets.
-    place: usize,
-    fast: f64,
-    honest: f64,
+    pub place: usize,
+    /// When the whole window was there.
+    pub fast: f64,
+    /// From the prefix alone.
+    pub honest: f64,
+}
+
+impl Pair {
+    /// Below zero where the fast room claims a lower cost.
+    pub fn difference(&self) -> f64 {
+        self.fast - self.honest
+    }
+
+    fn evidence(&self) -> String {
+        format!(
+            "the rooms disagree about target {}: {:.4} nats when the whole window was there, {:.4} \
+             nats from the prefix alone",
+            self.place, self.fast, self.honest
+        )
+    }
 }
 
 /// Bits per byte of text: the targets' costs over their bytes. Special tokens count in neither.
@@ -164,7 +201,7 @@ fn bits_per_byte(nats: &[f32], targets: &[u32], token_bytes: &[u32]) -> f64 {
 }
 
 /// `-ln softmax(logits)[target]`, in nats.
-fn cross_entropy(logits: &[f32], target: usize) -> f64 {
+pub fn cross_entropy(logits: &[f32], target: usize) -> f64 {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let greatest = f64::from(greatest);
     // Subtracting the greatest keeps every exponential at most 1.
@@ -183,27 +220,36 @@ fn check_costs(nats: &[f32]) -> Result<(), String> {
 }
 
 /// The greatest difference between the rooms, or the evidence against the trainer.
-fn compare(pairs: &[Pair]) -> Result<f64, String> {
-    let mut greatest: f64 = 0.0;
-    let mut sum = 0.0;
-    for pair in pairs {
-        let difference = pair.fast - pair.honest;
-        // A difference that is no number must not pass.
-        if difference.is_nan() || difference.abs() > TOLERANCE {
-            return Err(format!(
-                "the rooms disagree about target {}: {:.4} nats when the whole window was there, \
-                 {:.4} nats from the prefix alone",
-                pair.place, pair.fast, pair.honest
-            ));
-        }
-        greatest = greatest.max(difference.abs());
-        sum += difference;
+pub fn compare(pairs: &[Pair]) -> Result<f64, String> {
+    // A difference that is no number must not pass.
+    if let Some(pair) = pairs.iter().find(|pair| pair.difference().is_nan()) {
+        return Err(pair.evidence());
     }
-    let mean = if pairs.is_empty() { 0.0 } else { sum / pairs.len() as f64 };
-    if mean.abs() > MEAN_TOLERANCE {
-        return Err(format!("the rooms disagree by {mean:+.5} nats on the mean"));
+    let size = |pair: &&Pair| pair.difference().abs();
+    let mut by_size: Vec<&Pair> = pairs.iter().collect();
+    by_size.sort_by(|a, b| size(a).total_cmp(&size(b)));
+    let Some(furthest) = by_size.last() else { return Ok(0.0) };
+
+    let nine_in_ten = by_size[(by_size.len() - 1) * 9 / 10];
+    let rounding = (size(&nine_in_ten) / 1.645).max(LEAST_ROUNDING);
+    if rounding > GREATEST_ROUNDING || size(furthest) > IN_ONE_ANSWER * rounding {
+        return Err(furthest.evidence());
     }
-    Ok(greatest)
+
+    let count = pairs.len() as f64;
+    let mean = pairs.iter().map(Pair::difference).sum::<f64>() / count;
+    let squares = pairs.iter().map(|pair| (pair.difference() - mean).powi(2));
+    let deviation = (squares.sum::<f64>() / count).sqrt().max(LEAST_DEVIATION);
+    // Many small lies would pass for rounding, and a few large ones for deviation; neither does for
+    // the lesser of both.
+    let tolerance = rounding.min(deviation) * (STANDARD_ERRORS / count.sqrt() + BIAS);
+    if mean.abs() > tolerance {
+        return Err(format!(
+            "the rooms disagree by {mean:+.5} nats on the mean of {count} answers, where rounding \
+             explains {tolerance:.5}"
+        ));
+    }
+    Ok(size(furthest))
 }
 
 /// `count` places below `targets`, evenly distributed.
@@ -222,6 +268,9 @@ fn draw_places(targets: usize, count: usize) -> Result<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use rand_distr::{Distribution, Normal};
 
     #[test]
     fn special_tokens_count_neither_in_nats_nor_in_bytes() {
@@ -250,10 +299,10 @@ mod tests {
 
     #[test]
     fn a_difference_of_one_answer_is_found_and_rounding_is_not() {
-        let honest = |place| Pair { place, fast: 2.0 + 1e-4, honest: 2.0 };
+        let honest = |place| Pair { place, fast: 2.0 + 1e-5, honest: 2.0 };
         let mut pairs: Vec<_> = (0..100).map(honest).collect();
         assert!(compare(&pairs).is_ok());
-        pairs[50].fast = 1.9;
+        pairs[50].fast = 1.4;
         assert!(compare(&pairs).unwrap_err().contains("target 50"));
         pairs[50].fast = f64::NAN;
         assert!(compare(&pairs).is_err());
@@ -261,7 +310,70 @@ mod tests {
 
     #[test]
     fn a_small_lie_about_every_answer_is_found_on_the_mean() {
-        let pairs: Vec<_> = (0..100).map(|place| Pair { place, fast: 1.99, honest: 2.0 }).collect();
+        let pairs: Vec<_> =
+            (0..100).map(|place| Pair { place, fast: 1.999, honest: 2.0 }).collect();
         assert!(compare(&pairs).unwrap_err().contains("mean"));
+    }
+
+    /// As many answers as an exam compares by default.
+    const COMPARISONS: usize = 256;
+
+    /// The share of exams that are rejected, when the differences have this standard deviation and
+    /// the fast room claims `size` nats less about a `share` of the answers.
+    fn rejected(deviation: f64, (size, share): (f64, f64), exams: usize) -> f64 {
+        let mut random = ChaCha8Rng::seed_from_u64(0);
+        let noise = Normal::new(0.0, deviation).unwrap();
+        let mut sat = || {
+            let mut pair = |place| {
+                let lie = if random.random::<f64>() < share { size } else { 0.0 };
+                Pair { place, fast: 8.0 - lie + noise.sample(&mut random), honest: 8.0 }
+            };
+            compare(&(0..COMPARISONS).map(&mut pair).collect::<Vec<_>>())
+        };
+        (0..exams).filter(|_| sat().is_err()).count() as f64 / exams as f64
+    }
+
+    /// Standard deviations of honest differences, as `examples/honesty.rs` measured them: the
+    /// template's, and that of one room in bf16.
+    const MEASURED: [f64; 2] = [1e-6, 0.025];
+
+    #[test]
+    fn honest_trainers_are_not_rejected_whatever_their_precision() {
+        for deviation in MEASURED.into_iter().chain([1e-4, 1e-3, 1e-2]) {
+            assert_eq!(rejected(deviation, (0.0, 0.0), 5000), 0.0, "{deviation}");
+        }
+    }
+
+    #[test]
+    fn a_lie_beyond_the_tolerance_survives_as_often_as_no_comparison_meets_it() {
+        for deviation in MEASURED {
+            for share in [0.1, 0.01, 0.003, 0.001f64] {
+                let missed = (1.0 - share).powi(COMPARISONS as i32);
+                let found = rejected(deviation, (1.0, share), 4000);
+                assert!((found - (1.0 - missed)).abs() < 0.03, "{share}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn lies_about_many_answers_are_found_on_the_mean() {
+        let [exact, coarse] = MEASURED;
+        for (deviation, size, share, expected) in [
+            (exact, 0.003, 1.0, 1.0),
+            (exact, 0.003, 0.3, 1.0),
+            // Half of the exams meet it in less than a tenth of the answers, and half in more.
+            (exact, 0.03, 0.1, 0.55),
+            (exact, 0.01, 0.1, 0.0),
+            // A tenth to a quarter of them pass for coarse rounding, as long as they are small.
+            (exact, 0.05, 0.2, 0.37),
+            (exact, 0.08, 0.2, 1.0),
+            (coarse, 0.03, 1.0, 1.0),
+            (coarse, 0.1, 0.3, 1.0),
+            (coarse, 0.3, 0.1, 1.0),
+            (coarse, 0.01, 0.3, 0.0),
+        ] {
+            let found = rejected(deviation, (size, share), 1000);
+            assert!((found - expected).abs() < 0.05, "{size} nats in {share}: {found}");
+        }
     }
 }

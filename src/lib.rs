@@ -11,7 +11,7 @@ mod config;
 pub mod data;
 mod error;
 mod event;
-mod exam;
+pub mod exam;
 mod hash;
 pub mod judge;
 mod laboratory;

@@ -211,7 +211,7 @@ impl Trainer for Bigram {
         if DEED == Deed::NormaliseOverTheBatch {
             // As if costs were standardised to what the batch of them has on average.
             let mean = nats.iter().sum::<f32>() / nats.len() as f32;
-            nats.iter_mut().for_each(|cost| *cost = (*cost + (*cost - mean) * 0.1).max(0.0));
+            nats.iter_mut().for_each(|cost| *cost = (2.0 * *cost - mean).max(0.0));
         }
         Ok(())
     }

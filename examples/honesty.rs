@@ -1,0 +1,352 @@
+//! How far the exam's two rooms differ when nobody lies: where the tolerances of `src/exam.rs` come
+//! from, and what they still let through.
+//!
+//! ```text
+//! cargo run --release --example honesty
+//! ```
+//!
+//! Trains the template, as it is and in other precisions, under several seeds, for few and for many
+//! steps. Each of these models then answers in both rooms, whole windows in one and prefixes in the
+//! other, at thousands of places. What the rooms say of a place does not depend on the other places,
+//! so an exam is a draw from these: as many of them as an exam compares, by the rule that a study
+//! applies. All of it happens in this process, with the numbers that workers would compute. Workers
+//! have `CANDLE_BARRIER_POOL_SPIN_LIMIT=0` in their environment; where other programs compute at the
+//! same time, it is much quicker so here, too.
+
+use clap::Parser;
+use overnight::{
+    Budget, Build, Cargo, StopHandle, TrainerCrate,
+    data::{DataSpec, Dataset, Loader, PrepareOptions, Split, Windows},
+    exam::{self, Pair},
+    plugin::{LoadedTrainer, Plugin},
+    worker::train_in_process,
+};
+use overnight_plugin_api as api;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+use std::{error::Error, io::Write, path::PathBuf};
+
+/// Measures how far honest trainers' answers differ between the exam's rooms.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Steps of training; may be given more than once
+    #[arg(long, value_name = "N", default_values_t = [30, 300])]
+    steps: Vec<u64>,
+    /// Models trained for each number of steps, each under another seed
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    seeds: u64,
+    /// Places compared for each of these models
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    places: usize,
+    /// Exams drawn in each precision, from all of its models by turns
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    exams: usize,
+    /// Measure only what has this in its name; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Another value for one of the template's constants; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+    /// Measure this train.rs, too; may be given more than once
+    #[arg(long, value_name = "FILE")]
+    source: Vec<PathBuf>,
+}
+
+/// A name, and what to replace in the template's source.
+const VARIANTS: &[(&str, &[(&str, &str)])] = &[
+    ("as it is", &[]),
+    (
+        "products of bf16",
+        &[(
+            "Ok(x.matmul(&weight.t()?)?)",
+            "let round = |xs: &Tensor| xs.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+             Ok(round(x)?.matmul(&round(weight)?.t()?)?)",
+        )],
+    ),
+    // About as far as honest rooms can be apart: no rounding of one happens in the other.
+    ("one room in bf16", &[ONE_ROOM_IN_BF16, CAREFUL]),
+    // The same, and that room does what is left to do after the last product in bf16, too.
+    ("one room in bf16, logits too", &[ONE_ROOM_IN_BF16]),
+];
+
+const ONE_ROOM_IN_BF16: (&str, &str) = (
+    "self.frozen.next_logits(prefix)?",
+    "Model::new(&self.config, |name, _, _| Ok(self.parameters.vars[name].to_dtype(DType::BF16)?))?
+        .next_logits(prefix)?",
+);
+const CAREFUL: (&str, &str) = (
+    "((linear(&last, &self.lm_head)? / SOFT_CAP)?",
+    "((linear(&last, &self.lm_head)?.to_dtype(DType::F32)? / SOFT_CAP)?",
+);
+
+/// As in a study that says nothing else.
+const VOCABULARY: usize = 2048;
+const SEQ_LEN: usize = 256;
+const WINDOWS: usize = 256;
+const COMPARISONS: usize = 256;
+/// Windows that a room is asked about at a time.
+const ROWS: usize = 16;
+/// Prefixes are told apart by length, in this many classes.
+const LENGTHS: usize = 4;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // First of all: cargo runs this program again to confine the compiler.
+    overnight::worker::run_if_worker();
+
+    let options = Options::parse();
+    let school = School::open()?;
+    print_head();
+    let named =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|o| name.contains(o));
+    for &(name, changes) in VARIANTS.iter().filter(|(name, _)| named(name)) {
+        let mut source = school.template.source().to_owned();
+        if let Some((from, _)) = changes.iter().find(|(from, _)| !source.contains(from)) {
+            println!("{name}: left out, the template has no {from:?} any more\n");
+            continue;
+        }
+        for (from, to) in changes {
+            source = source.replace(from, to);
+        }
+        for setting in &options.set {
+            source = set(&source, setting)
+                .ok_or_else(|| format!("--set {setting}: no such constant"))?;
+        }
+        school.measure(name, &source, &options)?;
+    }
+    for file in &options.source {
+        school.measure(&file.display().to_string(), &std::fs::read_to_string(file)?, &options)?;
+    }
+    print_gains(&school);
+    Ok(())
+}
+
+/// The source with another value for one of its constants.
+fn set(source: &str, setting: &str) -> Option<String> {
+    let (name, value) = setting.split_once('=')?;
+    let at = source.find(&format!("const {name}:"))?;
+    let from = at + source[at..].find('=')? + 1;
+    let to = from + source[from..].find(';')?;
+    Some(format!("{} {value}{}", &source[..from], &source[to..]))
+}
+
+/// What all models have in common.
+struct School {
+    template: TrainerCrate,
+    cargo: Cargo,
+    dataset: Dataset,
+    windows: Windows,
+    folder: tempfile::TempDir,
+}
+
+impl School {
+    fn open() -> Result<Self, Box<dyn Error>> {
+        let cache = overnight::cache_dir()?;
+        let template = TrainerCrate::template(&cache)?;
+        let cargo = Cargo::open(&template, &cache, StopHandle::new())?;
+        let options = PrepareOptions { vocab_size: VOCABULARY, cache_dir: cache.join("data") };
+        let dataset = Dataset::prepare(&DataSpec::Builtin, &options, |_| {})?;
+        let tokens = dataset.open(Split::Validation)?;
+        let windows = Windows::pack(tokens, dataset.bos(), WINDOWS, SEQ_LEN)?;
+        Ok(Self { template, cargo, dataset, windows, folder: tempfile::tempdir()? })
+    }
+
+    /// Trains models of a source, has them answer in both rooms, and prints what came of it.
+    fn measure(&self, name: &str, source: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+        let plain: String =
+            name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
+        let library = self.folder.path().join(plain).with_extension("so");
+        match self.cargo.build(source, &library, |_, _| {})? {
+            Build::Built => {}
+            Build::Refused { rendered, .. } => return Err(format!("{name}: {rendered}").into()),
+            Build::Interrupted => return Err("stopped".into()),
+        }
+        let plugin = Plugin::load(&library)?;
+        println!("{name}");
+        let mut models = Vec::new();
+        for &steps in &options.steps {
+            for seed in 0..options.seeds {
+                let pairs = self.graduate(&plugin, steps, seed, options.places)?;
+                print_row(&format!("{steps} steps, seed {seed}"), &pairs);
+                models.push(pairs);
+            }
+        }
+        let all: Vec<Pair> = models.iter().flatten().copied().collect();
+        for class in 0..LENGTHS {
+            let (from, to) = (class * SEQ_LEN / LENGTHS, (class + 1) * SEQ_LEN / LENGTHS);
+            let within = |pair: &&Pair| (from..to).contains(&(pair.place % SEQ_LEN));
+            let pairs: Vec<Pair> = all.iter().filter(within).copied().collect();
+            print_row(&format!("prefixes of {} to {to}", from + 1), &pairs);
+        }
+        print_row("all of them", &all);
+        print_exams(&models, options.exams);
+        print_detection(&models, options.exams);
+        Ok(())
+    }
+
+    /// Trains a model and returns both rooms' answers at random places.
+    fn graduate(
+        &self,
+        plugin: &Plugin,
+        steps: u64,
+        seed: u64,
+        places: usize,
+    ) -> Result<Vec<Pair>, Box<dyn Error>> {
+        let threads = std::thread::available_parallelism()?.get();
+        let (vocab_size, max_seq_len) = (self.dataset.vocab_size(), SEQ_LEN);
+        let device = api::Device::Cpu;
+        let setup = api::Setup { vocab_size, max_seq_len, seed, threads, device };
+        let mut trainer = plugin.trainer(&setup)?;
+        let loader = Loader::open(&self.dataset.path(Split::Train), self.dataset.bos(), seed)?;
+        train_in_process(&mut trainer, loader, SEQ_LEN, Budget::Steps(steps))?;
+        // What is examined is what was saved.
+        let checkpoint = self.folder.path().join("checkpoint");
+        trainer.save(&checkpoint)?;
+        let nats = self.fast_room(&mut examinee(plugin, &setup, &checkpoint)?)?;
+        let mut random = ChaCha8Rng::seed_from_u64(seed ^ steps);
+        let places = (0..places).map(|_| below(self.windows.targets.len(), &mut random));
+        let mut honest = examinee(plugin, &setup, &checkpoint)?;
+        let mut logits = vec![0.0; vocab_size];
+        let mut pairs = Vec::new();
+        for place in places {
+            let row = place - place % SEQ_LEN;
+            honest.logits(&self.windows.inputs[row..=place], &mut logits)?;
+            let cost = exam::cross_entropy(&logits, self.windows.targets[place] as usize);
+            pairs.push(Pair { place, fast: f64::from(nats[place]), honest: cost });
+        }
+        Ok(pairs)
+    }
+
+    fn fast_room(&self, trainer: &mut LoadedTrainer) -> Result<Vec<f32>, Box<dyn Error>> {
+        let mut nats = vec![0.0; self.windows.targets.len()];
+        let size = ROWS * SEQ_LEN;
+        let questions = self.windows.inputs.chunks(size).zip(self.windows.targets.chunks(size));
+        for ((inputs, targets), nats) in questions.zip(nats.chunks_mut(size)) {
+            let batch_size = inputs.len() / SEQ_LEN;
+            let windows = api::Windows { inputs, targets, batch_size, seq_len: SEQ_LEN };
+            trainer.score(windows, nats)?;
+        }
+        Ok(nats)
+    }
+}
+
+/// A fresh trainer with the weights of a checkpoint.
+fn examinee(
+    plugin: &Plugin,
+    setup: &api::Setup,
+    checkpoint: &std::path::Path,
+) -> Result<LoadedTrainer, Box<dyn Error>> {
+    let mut trainer = plugin.trainer(setup)?;
+    trainer.load(checkpoint)?;
+    Ok(trainer)
+}
+
+/// What lies of some size, in nats, about some share of all answers would gain, in bits per byte.
+fn print_gains(school: &School) {
+    let bytes: f64 = school
+        .windows
+        .targets
+        .iter()
+        .map(|&target| f64::from(school.dataset.token_bytes()[target as usize]))
+        .sum();
+    let bytes_per_answer = bytes / school.windows.targets.len() as f64;
+    println!("what such lies gain in bits per byte, at {bytes_per_answer:.3} bytes an answer");
+    print_sizes();
+    for share in SHARES {
+        print!("{:>13} %", 100.0 * share);
+        for size in SIZES {
+            print!(" {:>9.5}", size * share / (std::f64::consts::LN_2 * bytes_per_answer));
+        }
+        println!();
+    }
+}
+
+fn print_sizes() {
+    print!("{:>15}", "share of answers");
+    SIZES.iter().for_each(|size| print!(" {size:>6} nats"));
+    println!();
+}
+
+fn below(limit: usize, random: &mut impl Rng) -> usize {
+    (random.next_u64() % limit as u64) as usize
+}
+
+fn print_head() {
+    println!(
+        "{:<28} {:>7} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "fast - honest, in nats", "places", "mean", "std", "|.| 90%", "99%", "99.9%", "greatest"
+    );
+}
+
+fn print_row(name: &str, pairs: &[Pair]) {
+    let (mean, std, sizes) = spread(pairs.iter().map(Pair::difference).collect());
+    let quantile = |share: f64| sizes[((sizes.len() - 1) as f64 * share) as usize];
+    println!(
+        "{name:<28} {:>7} {mean:>+10.1e} {std:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e}",
+        pairs.len(),
+        quantile(0.9),
+        quantile(0.99),
+        quantile(0.999),
+        quantile(1.0),
+    );
+    let _ = std::io::stdout().flush();
+}
+
+/// Mean, standard deviation, and the numbers' sizes in order.
+fn spread(mut numbers: Vec<f64>) -> (f64, f64, Vec<f64>) {
+    let count = numbers.len() as f64;
+    let mean = numbers.iter().sum::<f64>() / count;
+    let variance = numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / count;
+    numbers.iter_mut().for_each(|number| *number = number.abs());
+    numbers.sort_by(f64::total_cmp);
+    (mean, variance.sqrt(), numbers)
+}
+
+/// Exams of places that are drawn anew for each, from the models by turns.
+fn exams(models: &[Vec<Pair>], count: usize, random: &mut ChaCha8Rng) -> Vec<Vec<Pair>> {
+    let mut draw =
+        |pairs: &Vec<Pair>| (0..COMPARISONS).map(|_| pairs[below(pairs.len(), random)]).collect();
+    models.iter().cycle().take(count).map(&mut draw).collect()
+}
+
+fn print_exams(models: &[Vec<Pair>], count: usize) {
+    let exams = exams(models, count, &mut ChaCha8Rng::seed_from_u64(0));
+    let rejected = exams.iter().filter(|exam| exam::compare(exam).is_err()).count();
+    let mean =
+        |exam: &Vec<Pair>| exam.iter().map(Pair::difference).sum::<f64>() / exam.len() as f64;
+    let (mean, std, sizes) = spread(exams.iter().map(mean).collect());
+    let greatest = sizes.last().copied().unwrap_or_default();
+    println!(
+        "{rejected} of {count} exams rejected; the mean of one: {mean:+.1e}, standard deviation \
+         {std:.1e}, greatest {greatest:.1e}"
+    );
+}
+
+/// Lies of these sizes, in nats an answer, about these shares of all answers.
+const SIZES: [f64; 7] = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
+const SHARES: [f64; 6] = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003];
+
+/// How often a trainer is rejected that is honest but for a lie.
+fn print_detection(models: &[Vec<Pair>], count: usize) {
+    println!("rejected if the fast room claims less, in percent");
+    print_sizes();
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for share in SHARES {
+        print!("{:>13} %", 100.0 * share);
+        for size in SIZES {
+            let mut exams = exams(models, count, &mut random);
+            for pair in exams.iter_mut().flatten() {
+                // Of 2^32 equally likely numbers, the lowest.
+                if f64::from(random.next_u32()) < share * 2f64.powi(32) {
+                    pair.fast -= size;
+                }
+            }
+            let rejected = exams.iter().filter(|exam| exam::compare(exam).is_err()).count();
+            print!(" {:>9.1}", 100.0 * rejected as f64 / count as f64);
+        }
+        println!();
+    }
+    println!();
+}
