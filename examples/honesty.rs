@@ -58,29 +58,14 @@ struct Options {
 /// A name, and what to replace in the template's source.
 const VARIANTS: &[(&str, &[(&str, &str)])] = &[
     ("as it is", &[]),
-    (
-        "products of bf16",
-        &[(
-            "Ok(x.matmul(&weight.t()?)?)",
-            "let round = |xs: &Tensor| xs.to_dtype(DType::BF16)?.to_dtype(DType::F32);
-             Ok(round(x)?.matmul(&round(weight)?.t()?)?)",
-        )],
-    ),
+    ("in f32", &[("const BF16: bool = true;", "const BF16: bool = false;")]),
+    ("candle's operations, in f32", &[("Compute::fastest(device, dtype)", "Compute::Composed")]),
     // About as far as honest rooms can be apart: no rounding of one happens in the other.
-    ("one room in bf16", &[ONE_ROOM_IN_BF16, CAREFUL]),
-    // The same, and that room does what is left to do after the last product in bf16, too.
-    ("one room in bf16, logits too", &[ONE_ROOM_IN_BF16]),
+    (
+        "one room in bf16",
+        &[("next_logits(prefix, self.compute)?", "next_logits(prefix, Compute::F32)?")],
+    ),
 ];
-
-const ONE_ROOM_IN_BF16: (&str, &str) = (
-    "self.frozen.next_logits(prefix)?",
-    "Model::new(&self.config, |name, _, _| Ok(self.parameters.vars[name].to_dtype(DType::BF16)?))?
-        .next_logits(prefix)?",
-);
-const CAREFUL: (&str, &str) = (
-    "((linear(&last, &self.lm_head)? / SOFT_CAP)?",
-    "((linear(&last, &self.lm_head)?.to_dtype(DType::F32)? / SOFT_CAP)?",
-);
 
 /// As in a study that says nothing else.
 const VOCABULARY: usize = 2048;

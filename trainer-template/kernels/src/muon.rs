@@ -195,10 +195,10 @@ fn polar_express<E: Number>(xs: &[f32], (height, width): (usize, usize)) -> Vec<
     for (a, b, c) in POLAR_EXPRESS {
         widen(&xs, &mut plain);
         let weight = E::weight(&plain, width, true);
-        E::outputs(&xs, &weight, &mut gram, Mode::Overwrite);
+        E::symmetric(&xs, &weight, &mut gram);
         let mut plain_gram = vec![0.0; gram.len()];
         widen(&gram, &mut plain_gram);
-        E::outputs(&gram, &E::weight(&plain_gram, height, false), &mut square, Mode::Overwrite);
+        E::symmetric(&gram, &E::weight(&plain_gram, height, false), &mut square);
         // (b G + c G²) X + a X
         combine(&gram, &mut square, b as f32, c as f32);
         scale(&mut xs, a as f32);

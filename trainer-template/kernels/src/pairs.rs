@@ -117,15 +117,19 @@ vectorized! {
 vectorized! {
     fn pack_columns<E>(xs: &[E], columns: usize, pairs: usize, packed: &mut [u32], width: usize) {
         let zero = E::default();
+        let mut row = vec![0; pairs];
         for (r, x) in xs.chunks_exact(columns).enumerate() {
-            let panel = &mut packed[r / width * pairs * width..][..pairs * width];
-            let column = r % width;
+            // First what is vector code, then what is not.
             let (whole, odd) = x.as_chunks::<2>();
-            for (p, x) in whole.iter().enumerate() {
-                panel[p * width + column] = pair(x[0], x[1]);
+            for (pair_of, x) in row.iter_mut().zip(whole) {
+                *pair_of = pair(x[0], x[1]);
             }
             if let Some(&last) = odd.first() {
-                panel[(pairs - 1) * width + column] = pair(last, zero);
+                row[pairs - 1] = pair(last, zero);
+            }
+            let panel = &mut packed[r / width * pairs * width..][..pairs * width];
+            for (target, &pair) in panel.chunks_exact_mut(width).zip(&row) {
+                target[r % width] = pair;
             }
         }
     }

@@ -32,6 +32,11 @@ pub trait Number: Element {
     /// `y = x wᵀ`, or `y += x wᵀ`.
     fn outputs(xs: &[Self], weight: &Self::Weight, ys: &mut [Self], mode: Mode);
 
+    /// `y = x wᵀ` where that is symmetric: half of it is computed.
+    fn symmetric(xs: &[Self], weight: &Self::Weight, ys: &mut [Self]) {
+        Self::outputs(xs, weight, ys, Mode::Overwrite);
+    }
+
     /// `y = x wᵀ`, unrounded.
     fn logits(xs: &[Self], weight: &Self::Weight, ys: &mut [f32]);
 
@@ -91,6 +96,28 @@ impl Number for bf16 {
     fn outputs(xs: &[bf16], weight: &Packed, ys: &mut [bf16], mode: Mode) {
         let (k, n) = (weight.inputs, weight.outputs);
         store(xs, k, &weight.forward, ys, n, mode);
+    }
+
+    fn symmetric(xs: &[bf16], weight: &Packed, ys: &mut [bf16]) {
+        let (k, n) = (weight.inputs, weight.outputs);
+        if !k.is_multiple_of(2) {
+            return Self::outputs(xs, weight, ys, Mode::Overwrite);
+        }
+        for first in (0..n).step_by(COLUMNS) {
+            let columns = first..n.min(first + COLUMNS);
+            let left = Left::Rows { elements: &xs[first * k..], stride: k };
+            let right = weight.forward.part(0..k, columns.clone());
+            let mut sums = Store { elements: &mut ys[first * n + first..], stride: n };
+            pairs::product(n - first, &left, &right, &mut sums);
+            // What lies right of the block is what lies below it.
+            for block in (columns.end..n).step_by(COLUMNS) {
+                for row in columns.clone() {
+                    for column in block..n.min(block + COLUMNS) {
+                        ys[row * n + column] = ys[column * n + row];
+                    }
+                }
+            }
+        }
     }
 
     fn logits(xs: &[bf16], weight: &Packed, ys: &mut [f32]) {
