@@ -15,6 +15,8 @@ pub struct Ledger {
     file: File,
     results: PathBuf,
     trials: Vec<Trial>,
+    /// The number of the last trial that was kept.
+    incumbent: Option<usize>,
     /// How much of the file is whole lines.
     length: u64,
 }
@@ -41,7 +43,9 @@ impl Ledger {
         // The name of a new file is durable only once its folder is.
         let directory = File::open(folder).map_err(Error::io("open", folder))?;
         directory.sync_all().map_err(Error::io("write", folder))?;
-        let ledger = Self { path, file, results: folder.join("results.tsv"), trials, length };
+        let results = folder.join("results.tsv");
+        let incumbent = trials.iter().rposition(Trial::is_kept);
+        let ledger = Self { path, file, results, trials, incumbent, length };
         ledger.rewrite_results()?;
         Ok(ledger)
     }
@@ -60,7 +64,7 @@ impl Ledger {
 
     /// The best trial kept so far.
     pub fn incumbent(&self) -> Option<&Trial> {
-        self.trials.iter().rev().find(|trial| trial.is_kept())
+        self.trials.get(self.incumbent?)
     }
 
     /// Records a finished trial, durably: when this returns, a power cut cannot take it back.
@@ -83,6 +87,9 @@ impl Ledger {
         }
         self.length += line.len() as u64;
         let row = report::results_row(&trial);
+        if trial.is_kept() {
+            self.incumbent = Some(self.trials.len());
+        }
         self.trials.push(trial);
         let open = OpenOptions::new().append(true).open(&self.results);
         open.and_then(|mut file| file.write_all(row.as_bytes()))

@@ -6,27 +6,37 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// A name for what the source in the file `name` does. Formatting, comments and documentation have no
 /// part in Rust's; any other language goes by its characters.
 pub(crate) fn identity(name: &str, source: &str) -> String {
-    match source.parse::<TokenStream>() {
-        Ok(tokens) if name.ends_with(".rs") => {
-            let mut text = String::with_capacity(source.len());
-            write(tokens, Delimiter::None, &mut text);
-            sha256(text.as_bytes())
-        }
-        _ => sha256(source.as_bytes()),
-    }
+    let tokens = tokens(name, source);
+    sha256(tokens.as_deref().unwrap_or(source).as_bytes())
 }
 
 /// How much there is to read in the source in the file `name`: Rust's tokens without formatting and
 /// comments, or the characters of any other language that are no white space.
 pub(crate) fn length(name: &str, source: &str) -> usize {
-    match source.parse::<TokenStream>() {
-        Ok(tokens) if name.ends_with(".rs") => {
-            let mut text = String::with_capacity(source.len());
-            write(tokens, Delimiter::None, &mut text);
-            text.lines().count()
-        }
-        _ => source.chars().filter(|c| !c.is_whitespace()).count(),
+    match tokens(name, source) {
+        Some(tokens) => tokens.lines().count(),
+        None => source.chars().filter(|c| !c.is_whitespace()).count(),
     }
+}
+
+/// Rust's tokens, a line each. `None`: it is another language, or nonsense.
+fn tokens(name: &str, source: &str) -> Option<String> {
+    if !name.ends_with(".rs") {
+        return None;
+    }
+    apart(|| {
+        let tokens = source.parse().ok()?;
+        let mut text = String::with_capacity(source.len());
+        write(tokens, Delimiter::None, &mut text);
+        Some(text)
+    })
+}
+
+/// Parses on a thread of its own. proc-macro2 keeps, for the sake of its spans, every source that a
+/// thread has parsed until that thread ends: over ten thousand trials that would be gigabytes.
+pub(crate) fn apart<T: Send>(parse: impl FnOnce() -> T + Send) -> T {
+    let parsed = std::thread::scope(|scope| scope.spawn(parse).join());
+    parsed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The tokens, each on a line, without documentation and without the commas that formatters add or
@@ -97,6 +107,20 @@ mod tests {
         ] {
             assert_eq!(identity("train.rs", same), identity("train.rs", SOURCE), "{same}");
         }
+    }
+
+    #[test]
+    fn what_was_parsed_is_let_go() {
+        // The debug form of a span counts the bytes of everything that this thread has parsed.
+        let place = || {
+            let tokens: TokenStream = "a".parse().unwrap();
+            format!("{:?}", tokens.into_iter().next().unwrap().span())
+        };
+        let (first, second) = (place(), place());
+        identity("train.rs", &SOURCE.repeat(1000));
+        length("train.rs", &SOURCE.repeat(1000));
+        assert_eq!(first, "bytes(1..2)");
+        assert_eq!((second.as_str(), place().as_str()), ("bytes(3..4)", "bytes(5..6)"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Knobs: a source's constants with a `// search:` annotation, found, read and rewritten.
 
+use crate::source::apart;
 use std::{collections::BTreeMap, ops::Range};
 use syn::{Expr, Item, ItemConst, Lit, UnOp, parse::ParseStream, parse::Parser};
 
@@ -41,6 +42,10 @@ pub(super) const EXAMPLES: &str = "`const MATRIX_LR: f64 = 0.02; // search: log 
 /// # Errors
 /// A source that is no Rust, or an annotation that cannot be understood, with its line.
 pub(super) fn find(source: &str) -> Result<Vec<Knob>, String> {
+    apart(|| annotated(source))
+}
+
+fn annotated(source: &str) -> Result<Vec<Knob>, String> {
     let mut knobs = Vec::new();
     for constant in constants(source)? {
         let Some(annotation) = annotation(source, &constant) else { continue };
@@ -61,11 +66,13 @@ pub(super) fn find(source: &str) -> Result<Vec<Knob>, String> {
 /// The literal constants of a source's top level, annotated or not, by name. None of a source that
 /// is no Rust.
 pub(super) fn values(source: &str) -> BTreeMap<String, Value> {
-    let constants = constants(source).unwrap_or_default();
-    let named = constants
-        .iter()
-        .filter_map(|constant| Some((constant.ident.to_string(), literal(source, constant)?.0)));
-    named.collect()
+    apart(|| {
+        let constants = constants(source).unwrap_or_default();
+        let named = constants.iter().filter_map(|constant| {
+            Some((constant.ident.to_string(), literal(source, constant)?.0))
+        });
+        named.collect()
+    })
 }
 
 /// The source with new texts in place of some knobs' values. The knobs are its own, in order.

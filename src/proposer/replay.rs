@@ -15,6 +15,10 @@ use std::{
 #[derive(Debug)]
 pub struct Replay {
     files: Vec<Recorded>,
+    /// How many files stand in the history, as far as it has been read.
+    next: usize,
+    /// How much of it that is.
+    read: usize,
 }
 
 /// A file of the directory, as it was when the replay was opened.
@@ -49,7 +53,7 @@ impl Replay {
                 source,
             })
         };
-        Ok(Self { files: files.iter().map(record).collect::<Result<_>>()? })
+        Ok(Self { files: files.iter().map(record).collect::<Result<_>>()?, next: 0, read: 0 })
     }
 }
 
@@ -61,14 +65,15 @@ impl Proposer for Replay {
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
         // Trial numbers would miscount where another proposer had its turn before, in the same
         // study, or another directory.
-        let mut next = 0;
-        for trial in brief.history.iter().filter(|trial| trial.proposer == NAME) {
-            let mut left = self.files[next..].iter();
+        let new = brief.history.get(self.read..).unwrap_or_default();
+        for trial in new.iter().filter(|trial| trial.proposer == NAME) {
+            let mut left = self.files[self.next..].iter();
             if let Some(skipped) = left.position(|file| file.sha256 == trial.source_sha256) {
-                next += skipped + 1;
+                self.next += skipped + 1;
             }
         }
-        let file = self.files.get(next).ok_or(ProposeError::Exhausted)?;
+        self.read = brief.history.len();
+        let file = self.files.get(self.next).ok_or(ProposeError::Exhausted)?;
         Ok(Proposal::new(&file.source, &file.description))
     }
 }

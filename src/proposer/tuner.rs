@@ -10,7 +10,7 @@ use rand::{
     seq::{IndexedRandom, SliceRandom},
 };
 use rand_chacha::ChaCha8Rng;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use tpe::{TpeOptimizer, histogram_estimator, parzen_estimator, range::RangeError};
 
 /// Searches the constants that carry a `// search:` comment, without any language model.
@@ -30,7 +30,13 @@ use tpe::{TpeOptimizer, histogram_estimator, parzen_estimator, range::RangeError
 #[derive(Debug)]
 pub struct Tuner {
     seed: u64,
-    observations: Vec<Observation>,
+    observations: VecDeque<Observation>,
+    /// SHA-256 of every source in the history, as far as it has been read.
+    tried: HashSet<String>,
+    /// Whether somebody else has proposed any of them.
+    has_company: bool,
+    /// How much of the history that is.
+    read: usize,
 }
 
 /// What became of a source with these constants.
@@ -49,13 +55,22 @@ const KNOBS_AT_ONCE: [usize; 5] = [1, 1, 2, 2, 3];
 /// estimator that sees only its surroundings spends no trials elsewhere.
 const RADIUS: f64 = 0.2;
 
+/// The latest trials are looked at, as many as this: the incumbent's surroundings are theirs.
+const OBSERVATIONS: usize = 1000;
+
 /// Draws before the search for something untried turns systematic.
 const DRAWS: usize = 200;
 
 impl Tuner {
     /// A tuner whose proposals follow from this seed, the study's, and what it observed.
     pub fn new(seed: u64) -> Self {
-        Self { seed, observations: Vec::new() }
+        Self {
+            seed,
+            observations: VecDeque::new(),
+            tried: HashSet::new(),
+            has_company: false,
+            read: 0,
+        }
     }
 }
 
@@ -73,13 +88,10 @@ impl Proposer for Tuner {
             ));
         }
         // Where somebody else writes sources too, the next one may be better to turn.
-        let is_alone = brief.history.iter().all(|trial| {
-            trial.trial == 0 || trial.repeats.is_some() || trial.proposer == self.name()
-        });
-        let hopeless = if is_alone { ProposeError::Unable } else { ProposeError::Failed };
+        self.read(brief.history);
+        let hopeless = if self.has_company { ProposeError::Failed } else { ProposeError::Unable };
         let knobs = knobs.map_err(hopeless)?;
-        let tried = brief.history.iter().map(|trial| trial.source_sha256.as_str()).collect();
-        let draft = Draft { source: brief.source, knobs: &knobs, tried };
+        let draft = Draft { source: brief.source, knobs: &knobs, tried: &self.tried };
 
         // Nothing lives from one proposal to the next but the observations, so that a study which
         // was interrupted proposes what it would have proposed.
@@ -106,15 +118,28 @@ impl Proposer for Tuner {
         // A refused source was never run.
         if trial.outcome != Outcome::Refused {
             let cost = trial.cost().filter(|cost| !cost.is_nan());
-            self.observations.push(Observation {
+            self.observations.push_back(Observation {
                 constants: knobs::values(source),
                 cost: cost.unwrap_or(f64::INFINITY),
             });
+            if self.observations.len() > OBSERVATIONS {
+                self.observations.pop_front();
+            }
         }
     }
 }
 
 impl Tuner {
+    /// What the history has that was not there the last time.
+    fn read(&mut self, history: &[Trial]) {
+        for trial in history.get(self.read..).unwrap_or_default() {
+            self.tried.insert(trial.source_sha256.clone());
+            let is_own = trial.proposer == self.name();
+            self.has_company |= trial.trial > 0 && trial.repeats.is_none() && !is_own;
+        }
+        self.read = history.len();
+    }
+
     /// What was learned of a knob near its present value.
     fn estimator(&self, knob: &Knob) -> Result<TpeOptimizer, RangeError> {
         let (from, to) = knob.neighbourhood(RADIUS);
@@ -151,7 +176,7 @@ fn another(knob: &Knob, estimator: &mut TpeOptimizer, rng: &mut ChaCha8Rng) -> S
 struct Draft<'a> {
     source: &'a str,
     knobs: &'a [Knob],
-    tried: HashSet<&'a str>,
+    tried: &'a HashSet<String>,
 }
 
 impl Draft<'_> {
@@ -159,7 +184,7 @@ impl Draft<'_> {
     fn proposal(&self, texts: &[String]) -> Option<Proposal> {
         let pairs = || self.knobs.iter().zip(texts.iter().map(String::as_str));
         let source = knobs::apply(self.source, pairs());
-        if self.tried.contains(sha256(source.as_bytes()).as_str()) {
+        if self.tried.contains(&sha256(source.as_bytes())) {
             return None;
         }
         let changes = pairs().filter(|(knob, text)| knob.value.text != *text);
