@@ -113,6 +113,16 @@ const WORTHWHILE: f64 = 0.02;
 /// A shorter source may be expected to lose this share of the noise.
 const PRICE_OF_LENGTH: f64 = 0.05;
 
+/// The gain that a candidate must be expected to bring, as a share of the noise.
+fn worthwhile(is_shorter: bool) -> f64 {
+    if is_shorter { -PRICE_OF_LENGTH } else { WORTHWHILE }
+}
+
+/// Where [`Judge::bar`] looks for the cost that just suffices: so many times the noise on either side
+/// of the incumbent's, and in so many steps.
+const BAR_WITHIN: f64 = 20.0;
+const BAR_BITS: usize = 24;
+
 /// A candidate as it was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate<'a> {
@@ -168,6 +178,28 @@ impl Judge {
         }
     }
 
+    /// The highest cost at which the next candidate would be kept, or measured again; `None` before
+    /// the baseline is measured.
+    pub fn bar(&self, is_shorter: bool) -> Option<f64> {
+        let belief = self.belief.as_ref()?;
+        if self.rule != JudgeRule::Posterior {
+            return Some(self.incumbent);
+        }
+        let share = worthwhile(is_shorter);
+        let is_kept = |cost: f64| {
+            let assessment = belief.clone().assess(cost);
+            assessment.gain > share * assessment.noise
+        };
+        // Somewhere within many times the noise around the incumbent: bisected.
+        let reach = BAR_WITHIN * belief.noise();
+        let (mut kept, mut discarded) = (self.incumbent - reach, self.incumbent + reach);
+        for _ in 0..BAR_BITS {
+            let middle = f64::midpoint(kept, discarded);
+            *(if is_kept(middle) { &mut kept } else { &mut discarded }) = middle;
+        }
+        Some(discarded)
+    }
+
     /// The standard deviation of a measurement; `None` as long as nothing was measured twice, and
     /// it would be a guess.
     pub fn noise(&self) -> Option<f64> {
@@ -189,7 +221,7 @@ impl Judge {
             return Decision { keep: true, reason: "the baseline".to_owned(), evidence: None };
         };
         let assessment = belief.assess(cost);
-        let share = if is_shorter { -PRICE_OF_LENGTH } else { WORTHWHILE };
+        let share = worthwhile(is_shorter);
         let keep = decided.unwrap_or(match self.rule {
             JudgeRule::Greedy => cost < self.incumbent,
             JudgeRule::Significant => tested == Some(Verdict::Keep),

@@ -25,8 +25,8 @@ use tpe::{TpeOptimizer, histogram_estimator, parzen_estimator, range::RangeError
 ///
 /// Every proposal moves one to three of them away from the incumbent's values, to where a
 /// tree-structured Parzen estimator (Bergstra et al. 2011), looking at the trials around the
-/// incumbent, expects the most. Crashed trials count as worse than all others, and no source is
-/// proposed twice.
+/// incumbent, expects the most. Trials that the race stopped count with the cost that it foresaw, crashed
+/// ones as worse than all others, and no source is proposed twice.
 #[derive(Debug)]
 pub struct Tuner {
     seed: u64,
@@ -37,7 +37,7 @@ pub struct Tuner {
 #[derive(Debug)]
 struct Observation {
     constants: BTreeMap<String, Value>,
-    /// Infinite for a crash.
+    /// What was foreseen, of a trial that the race stopped; infinite for a crash.
     cost: f64,
 }
 
@@ -105,7 +105,8 @@ impl Proposer for Tuner {
     fn observe(&mut self, trial: &Trial, source: &str) {
         // A refused source was never run.
         if trial.outcome != Outcome::Refused {
-            let cost = trial.cost().filter(|cost| !cost.is_nan());
+            let foreseen = || trial.forecast.map(|forecast| forecast.cost);
+            let cost = trial.cost().or_else(foreseen).filter(|cost| !cost.is_nan());
             self.observations.push(Observation {
                 constants: knobs::values(source),
                 cost: cost.unwrap_or(f64::INFINITY),
