@@ -119,9 +119,9 @@ fn worthwhile(is_shorter: bool) -> f64 {
 }
 
 /// Where [`Judge::bar`] looks for the cost that just suffices: so many times the noise on either side
-/// of the incumbent's, and in so many steps.
-const BAR_WITHIN: f64 = 20.0;
-const BAR_BITS: usize = 24;
+/// of the incumbent's, in so many steps: to a fiftieth of the noise.
+const BAR_WITHIN: f64 = 10.0;
+const BAR_BITS: usize = 10;
 
 /// A candidate as it was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -190,7 +190,6 @@ impl Judge {
             let assessment = belief.clone().assess(cost);
             assessment.gain > share * assessment.noise
         };
-        // Somewhere within many times the noise around the incumbent: bisected.
         let reach = BAR_WITHIN * belief.noise();
         let (mut kept, mut discarded) = (self.incumbent - reach, self.incumbent + reach);
         for _ in 0..BAR_BITS {
@@ -255,5 +254,39 @@ impl Judge {
             noise: assessment.noise,
         };
         Decision { keep, reason, evidence: Some(evidence) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_the_bar_is_kept_and_what_is_above_is_not() {
+        for rule in [JudgeRule::Posterior, JudgeRule::Greedy] {
+            let candidate = |cost| Candidate { cost, is_shorter: false, differences: &[] };
+            let judge = |more: f64| {
+                let mut judge = Judge::new(rule);
+                judge.decide(candidate(1.7));
+                for cost in [1.705, 1.698] {
+                    judge.control(cost);
+                }
+                for cost in [1.75, 1.703, 1.72, 1.69, 1.8] {
+                    judge.decide(candidate(cost));
+                }
+                let bar = judge.bar(false).unwrap();
+                judge.decide(candidate(bar + more)).keep
+            };
+            assert_eq!((judge(-1e-3), judge(1e-3)), (true, false), "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_shorter_source_has_a_lower_bar_to_clear() {
+        let mut judge = Judge::new(JudgeRule::Posterior);
+        assert_eq!(judge.bar(false), None);
+        judge.decide(Candidate { cost: 1.7, is_shorter: false, differences: &[] });
+        judge.control(1.705);
+        assert!(judge.bar(true) > judge.bar(false));
     }
 }

@@ -165,8 +165,6 @@ impl TrainerLaboratory {
         let _ = losses.flush();
         if let Ok(trained) = &trained {
             last = Some((trained.progress, trained.training));
-            let end = &trained.progress;
-            recorder.add(end.progress, end.reports, end.mean_loss);
         }
         measurement.loss_curve = recorder.finish();
         if let Some((progress, since)) = last {

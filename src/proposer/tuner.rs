@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::{
         Outcome, Status, StopHandle, Trial, hash::sha256, proposer::brief::tests::brief,
-        report::made_up::trial,
+        race::Forecast, report::made_up::trial,
     };
     use rand::RngExt;
     use std::path::Path;
@@ -331,6 +331,19 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
         }
         let late = crashes[20..].iter().filter(|&&crashed| crashed).count();
         assert!(late <= 5, "{crashes:?}");
+    }
+
+    #[test]
+    fn a_trial_that_was_stopped_counts_with_what_was_foreseen() {
+        let mut tuner = Tuner::new(0);
+        let forecast = Forecast { progress: 0.2, behind: 0.3, cost: 1.5, win_probability: 0.0 };
+        let stopped = Trial {
+            outcome: Outcome::Pruned,
+            forecast: Some(forecast),
+            ..trial(1, Status::Discard, None, "")
+        };
+        tuner.observe(&stopped, SOURCE);
+        assert_eq!(tuner.observations[0].cost, 1.5);
     }
 
     #[test]

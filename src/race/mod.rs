@@ -10,12 +10,13 @@
 mod curve;
 mod model;
 pub mod replay;
+pub mod simulation;
 
 pub use curve::{Curve, PARTS};
 pub(crate) use curve::{Recorder, part};
 
 use crate::{Trial, hash::number_of_parts};
-use model::Line;
+use model::Model;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -62,13 +63,13 @@ impl fmt::Display for Forecast {
     }
 }
 
-/// A candidate against the incumbent, as far as the ledger knows both.
+/// A candidate against the incumbent and all that were kept before it.
 #[derive(Debug, Clone)]
 pub struct Race {
     /// Candidates that came in: their curve, their parent's, and how much more they cost.
     finished: Vec<(Curve, Curve, f64)>,
-    incumbent: Curve,
-    incumbent_cost: f64,
+    /// Curve and cost of what was kept, the incumbent last.
+    kept: Vec<(Curve, f64)>,
     /// The highest cost that would be kept.
     bar: f64,
     hopeless: f64,
@@ -82,7 +83,6 @@ impl Race {
     /// A race of the next candidate after `trials`, which is kept at a cost of `bar` or less. `None`:
     /// there is nobody to race against.
     pub fn new(trials: &[Trial], bar: f64) -> Option<Self> {
-        let incumbent = trials.iter().rev().find(|trial| trial.is_kept())?;
         let curve = |trial: &Trial| trial.measurement.loss_curve.clone();
         // Only under one seed do two trials see the same text in the same order.
         let finished = trials.iter().filter(|trial| trial.repeats.is_none());
@@ -91,10 +91,12 @@ impl Race {
             let change = trial.cost()? - parent.cost()?;
             (trial.seed == parent.seed).then(|| (curve(trial), curve(parent), change))
         });
-        Some(Self {
-            finished: finished.filter(|(_, _, change)| change.is_finite()).collect(),
-            incumbent: curve(incumbent),
-            incumbent_cost: incumbent.cost()?,
+        let finished = finished.filter(|(_, _, change)| change.is_finite()).collect();
+        let kept = trials.iter().filter(|trial| trial.is_kept());
+        let kept: Vec<_> = kept.filter_map(|trial| Some((curve(trial), trial.cost()?))).collect();
+        (!kept.is_empty()).then_some(Self {
+            finished,
+            kept,
             bar,
             hopeless: HOPELESS,
             is_spared: false,
@@ -122,18 +124,28 @@ impl Race {
         if !(FIRST_LOOK..=LAST_LOOK).contains(&(part + 1)) {
             return None;
         }
-        let behind = gap(curve, &self.incumbent, part)?;
+        let (incumbent, incumbent_cost) = self.kept.last()?;
+        let behind = gap(curve, incumbent, part)?;
         let came_in = self.finished.iter();
         let came_in: Vec<_> = came_in
             .filter_map(|(curve, parent, change)| Some((gap(curve, parent, part)?, *change)))
             .collect();
-        let line = Line::fit(&came_in)?;
+        let model = Model::fit(&came_in)?;
         // Where whoever was behind came in ahead, the loss is no guide at all.
-        (line.slope > 0.0).then(|| Forecast {
+        if model.slope() <= 0.0 {
+            return None;
+        }
+        // An incumbent that reported less than it cost would make everybody look bad beside it; beside
+        // those before it, and the baseline in the end, they do not.
+        let win_probability = self.kept.iter().filter_map(|(kept, cost)| {
+            let behind = gap(curve, kept, part)?;
+            Some(model.below(self.bar - cost, behind))
+        });
+        Some(Forecast {
             progress: (part + 1) as f64 / PARTS as f64,
             behind,
-            cost: self.incumbent_cost + line.mean(behind),
-            win_probability: line.below(self.bar - self.incumbent_cost, behind),
+            cost: incumbent_cost + model.mean(behind),
+            win_probability: win_probability.fold(0.0, f64::max),
         })
     }
 }

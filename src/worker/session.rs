@@ -68,6 +68,12 @@ impl Running {
         }
     }
 
+    /// Sends what is left to send, and says how far training came.
+    pub(super) fn finish(mut self) -> Progress {
+        self.send();
+        self.progress()
+    }
+
     fn send(&mut self) {
         if let Some(progress) = self.unsent.take() {
             (self.reports, self.sum) = (0, 0.0);
