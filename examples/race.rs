@@ -79,7 +79,8 @@ fn recorded(folder: &Path) -> Result<(), Error> {
     println!();
     for (trial, forecast) in night.stopped {
         let change = trials[trial].cost().zip(trials[trial].parent.and_then(|p| trials[p].cost()));
-        let change = change.map_or(String::new(), |(cost, parent)| format!("{:+.4}", cost - parent));
+        let change =
+            change.map_or(String::new(), |(cost, parent)| format!("{:+.4}", cost - parent));
         println!("trial {trial}, {change}: {forecast}");
     }
     Ok(())

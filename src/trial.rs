@@ -1,6 +1,9 @@
 //! A trial and what became of it: plain data, and the lines of the ledger.
 
-use crate::{judge::Evidence, race::{Curve, Forecast}};
+use crate::{
+    judge::Evidence,
+    race::{Curve, Forecast},
+};
 use serde::{Deserialize, Serialize};
 
 /// One attempt: a proposed source, built, trained, scored, decided. A line of `trials.jsonl`.

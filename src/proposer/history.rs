@@ -170,9 +170,8 @@ fn one_line(brief: &Brief<'_>, trial: &Trial) -> String {
             let share = trial.forecast.map_or(String::new(), |forecast| {
                 format!(" at {:.0} % of its budget", 100.0 * forecast.progress)
             });
-            let about = foreseen(brief, trial).map_or(String::new(), |change| {
-                format!(", headed for about {change:+.4}")
-            });
+            let about = foreseen(brief, trial)
+                .map_or(String::new(), |change| format!(", headed for about {change:+.4}"));
             format!("- trial {number}, stopped{share}{about}: {description}")
         }
         (_, Some(_), Some(change)) => format!("- trial {number}, {change:+.6}: {description}"),

@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn a_line_is_found_among_errors() {
         let line = Model::fit(&points(40, 0.01)).unwrap();
-        assert!((line.slope() - 0.5).abs() < 0.02 && (line.mean(0.4) - 0.3).abs() < 0.01, "{line:?}");
+        assert!(
+            (line.slope() - 0.5).abs() < 0.02 && (line.mean(0.4) - 0.3).abs() < 0.01,
+            "{line:?}"
+        );
         assert!((line.below(line.mean(0.4), 0.4) - 0.5).abs() < 0.05);
         assert!(line.below(0.0, 0.4) < 1e-6 && line.below(0.6, 0.4) > 1.0 - 1e-6);
     }

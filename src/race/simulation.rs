@@ -30,9 +30,21 @@ pub struct World {
 
 /// The worlds of docs/race.md.
 pub const WORLDS: [World; 4] = [
-    World { name: "the loss is a good guide", nothing: 0.2, helps: 0.15, misleads: 0.3, moves: 0.0 },
+    World {
+        name: "the loss is a good guide",
+        nothing: 0.2,
+        helps: 0.15,
+        misleads: 0.3,
+        moves: 0.0,
+    },
     World { name: "it misleads at first", nothing: 0.2, helps: 0.15, misleads: 1.0, moves: 0.0 },
-    World { name: "one change in ten moves it", nothing: 0.2, helps: 0.15, misleads: 0.3, moves: 0.1 },
+    World {
+        name: "one change in ten moves it",
+        nothing: 0.2,
+        helps: 0.15,
+        misleads: 0.3,
+        moves: 0.1,
+    },
     World { name: "few changes harm", nothing: 0.5, helps: 0.5, misleads: 0.3, moves: 0.0 },
 ];
 
