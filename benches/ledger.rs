@@ -20,6 +20,7 @@ fn trial(number: usize) -> Trial {
         started: jiff::Timestamp::UNIX_EPOCH,
         repeats: None,
         evidence: None,
+        forecast: None,
         repetitions: Vec::new(),
         repairs: 0,
         remarks: Vec::new(),

@@ -70,6 +70,9 @@ struct Options {
     /// measured better; or significant, what is better beyond the noise when measured again
     #[arg(long, value_name = "RULE", default_value_t)]
     judge: JudgeRule,
+    /// Let every trial spend its whole budget, also where its loss makes a win improbable
+    #[arg(long)]
+    no_race: bool,
     /// Refuse to run where trainers cannot be confined entirely
     #[arg(long)]
     strict_sandbox: bool,
@@ -173,6 +176,9 @@ fn study(
     }
     if options.strict_sandbox {
         builder = builder.sandbox(Sandbox::Strict);
+    }
+    if options.no_race {
+        builder = builder.without_race();
     }
     if options.allow_unsafe {
         builder = builder.allow_unsafe();

@@ -45,6 +45,7 @@ pub struct StudyBuilder {
     controls: usize,
     control_every: Option<usize>,
     judge: JudgeRule,
+    race: bool,
     sandbox: Sandbox,
     build_limit: Duration,
     objective: Option<CommandObjective>,
@@ -76,6 +77,7 @@ impl StudyBuilder {
             controls: 2,
             control_every: Some(50),
             judge: JudgeRule::default(),
+            race: true,
             sandbox: Sandbox::default(),
             build_limit: BUILD_LIMIT,
             objective: None,
@@ -208,6 +210,14 @@ impl StudyBuilder {
         self
     }
 
+    /// Lets every trial spend its whole budget. Default: a trial is stopped when its reported loss,
+    /// beside the incumbent's, makes it improbable that it would be kept; see
+    /// [`race`](crate::race).
+    pub fn without_race(mut self) -> Self {
+        self.race = false;
+        self
+    }
+
     /// Whether workers are confined to what their task needs. Default: as far as the system can.
     pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
         self.sandbox = sandbox;
@@ -299,6 +309,7 @@ impl StudyBuilder {
             version: Config::VERSION,
             seed: self.seed,
             judge: self.judge,
+            race: self.race,
             objective: subject.objective,
         };
         config.freeze(&dir)?;

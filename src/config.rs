@@ -14,6 +14,10 @@ pub struct Config {
     pub seed: u64,
     /// The rule by which candidates are kept.
     pub judge: JudgeRule,
+    /// Whether trials are stopped whose loss makes a win improbable. Absent from studies that are
+    /// older than the race, which may go on either way.
+    #[serde(default)]
+    pub race: bool,
     /// What is measured, and how.
     #[serde(flatten)]
     pub objective: Objective,
@@ -83,6 +87,13 @@ impl Config {
     /// The current [`version`](Self::version).
     pub(crate) const VERSION: u32 = 2;
 
+    /// The configuration of the study in `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("study.json");
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(|error| Error::io("read", path)(error.into()))
+    }
+
     /// Writes the configuration of a new study, or compares it with the one that `folder` has.
     pub(crate) fn freeze(&self, folder: &Path) -> Result<()> {
         let path = folder.join("study.json");
@@ -102,6 +113,7 @@ impl Config {
             .into_iter()
             .flatten()
             .filter(|(name, value)| theirs.get(name) != Some(value))
+            .filter(|(name, _)| *name != "race" || theirs.get(name).is_some())
             .map(|(name, value)| {
                 let was = theirs.get(name).unwrap_or(&serde_json::Value::Null);
                 format!("{name} was {was} and is {value}")

@@ -22,6 +22,7 @@ pub mod plugin;
 mod process;
 mod project;
 pub mod proposer;
+pub mod race;
 pub mod report;
 mod rerun;
 mod runner;

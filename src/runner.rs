@@ -107,14 +107,15 @@ impl Runner {
         }
     }
 
-    /// Trains `library` and leaves its weights in `checkpoint`; `watch` hears of progress.
+    /// Trains `library` and leaves its weights in `checkpoint`; `watch` hears of progress, with the
+    /// time since training began, and may end it.
     ///
     /// `peak_memory_mb` is told even of runs that came to nothing.
     pub(crate) fn train(
         &self,
         job: &TrainJob<'_>,
         peak_memory_mb: &mut Option<f64>,
-        mut watch: impl FnMut(Progress),
+        mut watch: impl FnMut(Progress, Duration) -> Result<(), Halt>,
     ) -> Result<Trained, Halt> {
         let spawned = Instant::now();
         let scratch = Scratch::new(job.folder.join("scratch"))?;
@@ -143,7 +144,7 @@ impl Runner {
                 let left = limit.saturating_sub(begun.elapsed());
                 match worker.answer(left, "train")? {
                     Answer::Progress(progress) => {
-                        watch(progress);
+                        watch(progress, begun.elapsed())?;
                         let is_none = progress.loss.is_some_and(f64::is_nan);
                         without_a_number = if is_none { without_a_number + 1 } else { 0 };
                         if without_a_number == MOST_REPORTS_WITHOUT_A_NUMBER {

@@ -10,6 +10,7 @@ use crate::{
     laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
     ledger::Ledger,
     proposer::{Brief, Fault, Proposal, Roster, Turn},
+    race::{self, Race},
     source::{identity, length},
     workspace::Workspace,
 };
@@ -184,6 +185,7 @@ impl Study {
                 let reason = entry.reason.unwrap_or_default();
                 return Err(Error::Baseline { reason, folder: attempt.folder });
             }
+            (None, _) if entry.outcome == Outcome::Pruned => entry.status = Status::Discard,
             (None, _) => {}
         }
         if let Origin::Proposed(turn) = &origin {
@@ -347,7 +349,7 @@ impl Study {
             let _ = fs::remove_file(attempt.folder.join(library_name()));
             None
         };
-        let Attempt { seed, folder, mut measurement, begun, started, .. } = attempt;
+        let Attempt { seed, folder, mut measurement, forecast, begun, started, .. } = attempt;
         measurement.total_seconds = Some(begun.elapsed().as_secs_f64());
         let Proposal { source, description, remarks, .. } = entry.proposal;
         let trial = Trial {
@@ -365,6 +367,7 @@ impl Study {
             started,
             repeats: entry.repeats,
             evidence: entry.evidence,
+            forecast,
             repetitions: entry.repetitions,
             repairs: entry.repairs,
             remarks,
@@ -398,6 +401,14 @@ impl Study {
         let Ok(before) = self.source_of(incumbent.unwrap_or_default()) else { return false };
         let name = self.workspace.edited();
         length(name, source) < length(name, &before)
+    }
+
+    /// The race that a candidate runs, if there is one.
+    fn race(&self, number: usize, source: &str) -> Option<Race> {
+        let bar = self.judge.bar(self.is_shorter(source)).filter(|_| self.config.race)?;
+        let mut race = Race::new(self.ledger.trials(), bar)?;
+        race.is_spared = race::is_spared(self.config.seed, number);
+        Some(race)
     }
 
     /// What a proposer is told. There is an incumbent once trial 0 stands.
@@ -475,6 +486,9 @@ impl Study {
         }
         self.workspace.write(&text)?;
         write(&attempt.folder.join("change.diff"), &self.workspace.diff()?)?;
+        if matches!(origin, Origin::Proposed(_)) {
+            (attempt.race, attempt.forecast) = (self.race(attempt.number, &text), None);
+        }
         let observers = &self.observers;
         let source = Source { text: &text, folder: self.workspace.folder() };
         self.laboratory.measure(attempt, &source, &|event| tell(observers, &event))
@@ -512,8 +526,11 @@ impl Study {
                 let log = String::from_utf8_lossy(end).into_owned();
                 Fault::Crashed { reason: reason.to_owned(), log }
             }
-            // A trial that took all of its time, or was caught in a lie, has had its chance.
-            Outcome::Measured | Outcome::TimedOut | Outcome::Rejected => return Ok(false),
+            // A trial that took all of its time, was too far behind or was caught in a lie has had
+            // its chance.
+            Outcome::Measured | Outcome::Pruned | Outcome::TimedOut | Outcome::Rejected => {
+                return Ok(false);
+            }
         };
         self.tell(Event::Repairing {
             trial: attempt.number,

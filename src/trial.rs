@@ -1,6 +1,9 @@
 //! A trial and what became of it: plain data, and the lines of the ledger.
 
-use crate::judge::Evidence;
+use crate::{
+    judge::Evidence,
+    race::{Curve, Forecast},
+};
 use serde::{Deserialize, Serialize};
 
 /// One attempt: a proposed source, built, trained, scored, decided. A line of `trials.jsonl`.
@@ -40,6 +43,10 @@ pub struct Trial {
     /// How far the judge could believe the measurement.
     #[serde(default)]
     pub evidence: Option<Evidence>,
+    /// What the race foresaw of a trial that it stopped, or would have stopped but let go on to be put
+    /// to the test.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
     /// Further measurements under other seeds, where the judge asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repetitions: Vec<Repetition>,
@@ -106,6 +113,9 @@ pub struct Measurement {
     pub peak_vram_mb: Option<f64>,
     /// The last loss that the trainer reported, in nats a token. Decides nothing.
     pub train_loss: Option<f64>,
+    /// What it reported on the way. Speaks against a trial at most: see [`race`](crate::race).
+    #[serde(default, skip_serializing_if = "Curve::is_empty")]
+    pub loss_curve: Curve,
 }
 
 /// A number that a command printed.
@@ -123,7 +133,7 @@ pub struct Metric {
 pub enum Status {
     /// Measured, and now the incumbent.
     Keep,
-    /// Measured, and not better.
+    /// Not better, as it was measured or as the race foresaw.
     Discard,
     /// Never came to a measurement that counts.
     Crash,
@@ -152,6 +162,8 @@ pub enum Outcome {
     Signalled { signal: i32 },
     /// The worker went on past its time and was killed.
     TimedOut,
+    /// It was stopped before its budget was spent, because its loss made a win improbable.
+    Pruned,
     /// The worker filled its scratch folder beyond the limit and was killed.
     OutOfSpace,
     /// The exam's answers contradict each other or are no answers.

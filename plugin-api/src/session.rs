@@ -65,7 +65,8 @@ impl<'a> Session<'a> {
     }
 
     /// Reports the mean training loss of one optimiser step, in nats a token. It feeds the live
-    /// view and the loss curve and decides nothing.
+    /// view and the loss curve, and never speaks for a trial; where it makes a win improbable, the
+    /// trial may be stopped.
     pub fn report(&mut self, loss: f64) {
         self.host.report(loss);
     }

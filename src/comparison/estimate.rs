@@ -99,6 +99,12 @@ fn students_t(share: f64, freedom: usize) -> f64 {
     (freedom as f64).sqrt() * low.tan()
 }
 
+/// The probability that Student's distribution is below `t`.
+pub(crate) fn students_below(t: f64, freedom: usize) -> f64 {
+    let mass = mass_within((t.abs() / (freedom as f64).sqrt()).atan(), freedom);
+    (1.0 + mass.copysign(t)) / 2.0
+}
+
 /// The mass of Student's distribution within ±√freedom · tan(angle): finite sums (Abramowitz &
 /// Stegun 1964, 26.7.3 for odd and 26.7.4 for even degrees of freedom).
 fn mass_within(angle: f64, freedom: usize) -> f64 {

@@ -9,6 +9,7 @@ mod progress;
 mod standings;
 
 pub use estimate::Estimate;
+pub(crate) use estimate::students_below;
 pub use standings::{Lead, Standing, Standings};
 
 use crate::{Error, Result, StopHandle, Study, StudyBuilder, Trial, proposer::Proposer};

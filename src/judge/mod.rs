@@ -113,6 +113,16 @@ const WORTHWHILE: f64 = 0.02;
 /// A shorter source may be expected to lose this share of the noise.
 const PRICE_OF_LENGTH: f64 = 0.05;
 
+/// The gain that a candidate must be expected to bring, as a share of the noise.
+fn worthwhile(is_shorter: bool) -> f64 {
+    if is_shorter { -PRICE_OF_LENGTH } else { WORTHWHILE }
+}
+
+/// Where [`Judge::bar`] looks for the cost that just suffices: so many times the noise on either side
+/// of the incumbent's, in so many steps: to a fiftieth of the noise.
+const BAR_WITHIN: f64 = 10.0;
+const BAR_BITS: usize = 10;
+
 /// A candidate as it was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate<'a> {
@@ -168,6 +178,27 @@ impl Judge {
         }
     }
 
+    /// The highest cost at which the next candidate would be kept, or measured again; `None` before
+    /// the baseline is measured.
+    pub fn bar(&self, is_shorter: bool) -> Option<f64> {
+        let belief = self.belief.as_ref()?;
+        if self.rule != JudgeRule::Posterior {
+            return Some(self.incumbent);
+        }
+        let share = worthwhile(is_shorter);
+        let is_kept = |cost: f64| {
+            let assessment = belief.clone().assess(cost);
+            assessment.gain > share * assessment.noise
+        };
+        let reach = BAR_WITHIN * belief.noise();
+        let (mut kept, mut discarded) = (self.incumbent - reach, self.incumbent + reach);
+        for _ in 0..BAR_BITS {
+            let middle = f64::midpoint(kept, discarded);
+            *(if is_kept(middle) { &mut kept } else { &mut discarded }) = middle;
+        }
+        Some(discarded)
+    }
+
     /// The standard deviation of a measurement; `None` as long as nothing was measured twice, and
     /// it would be a guess.
     pub fn noise(&self) -> Option<f64> {
@@ -189,7 +220,7 @@ impl Judge {
             return Decision { keep: true, reason: "the baseline".to_owned(), evidence: None };
         };
         let assessment = belief.assess(cost);
-        let share = if is_shorter { -PRICE_OF_LENGTH } else { WORTHWHILE };
+        let share = worthwhile(is_shorter);
         let keep = decided.unwrap_or(match self.rule {
             JudgeRule::Greedy => cost < self.incumbent,
             JudgeRule::Significant => tested == Some(Verdict::Keep),
@@ -223,5 +254,39 @@ impl Judge {
             noise: assessment.noise,
         };
         Decision { keep, reason, evidence: Some(evidence) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_the_bar_is_kept_and_what_is_above_is_not() {
+        for rule in [JudgeRule::Posterior, JudgeRule::Greedy] {
+            let candidate = |cost| Candidate { cost, is_shorter: false, differences: &[] };
+            let judge = |more: f64| {
+                let mut judge = Judge::new(rule);
+                judge.decide(candidate(1.7));
+                for cost in [1.705, 1.698] {
+                    judge.control(cost);
+                }
+                for cost in [1.75, 1.703, 1.72, 1.69, 1.8] {
+                    judge.decide(candidate(cost));
+                }
+                let bar = judge.bar(false).unwrap();
+                judge.decide(candidate(bar + more)).keep
+            };
+            assert_eq!((judge(-1e-3), judge(1e-3)), (true, false), "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_shorter_source_has_a_lower_bar_to_clear() {
+        let mut judge = Judge::new(JudgeRule::Posterior);
+        assert_eq!(judge.bar(false), None);
+        judge.decide(Candidate { cost: 1.7, is_shorter: false, differences: &[] });
+        judge.control(1.705);
+        assert!(judge.bar(true) > judge.bar(false));
     }
 }

@@ -7,7 +7,10 @@ pub(crate) use command::CommandLaboratory;
 pub use command::CommandObjective;
 pub(crate) use trainer::{CHECKPOINT, TrainerLaboratory, library_name};
 
-use crate::{Error, Event, Measurement, Outcome};
+use crate::{
+    Error, Event, Measurement, Outcome,
+    race::{Forecast, Race},
+};
 use std::{
     path::{Path, PathBuf},
     time::Instant,
@@ -46,6 +49,9 @@ pub(crate) struct Attempt {
     /// The trial's own.
     pub folder: PathBuf,
     pub measurement: Measurement,
+    /// Whom it has to beat, if it may be stopped before its budget is spent.
+    pub race: Option<Race>,
+    pub forecast: Option<Forecast>,
     pub begun: Instant,
     pub started: jiff::Timestamp,
 }
@@ -58,6 +64,8 @@ impl Attempt {
             seed,
             folder,
             measurement: Measurement::default(),
+            race: None,
+            forecast: None,
             begun: Instant::now(),
             started: jiff::Timestamp::now(),
         }

@@ -5,6 +5,7 @@ use crate::{
     Budget, Error, Event, Outcome,
     cargo::{Build, Cargo},
     exam::{Candidate, Exam},
+    race::Recorder,
     runner::{Runner, TrainJob},
 };
 use std::{
@@ -133,10 +134,12 @@ impl TrainerLaboratory {
             checkpoint,
         };
         let number = attempt.number;
-        let measurement = &mut attempt.measurement;
-        let mut last_loss = None;
-        let trained = self.runner.train(&job, &mut measurement.peak_memory_mb, |now| {
-            last_loss = now.loss;
+        let Attempt { measurement, race, forecast, .. } = attempt;
+        let mut recorder = Recorder::default();
+        let mut last = None;
+        let trained = self.runner.train(&job, &mut measurement.peak_memory_mb, |now, since| {
+            last = Some((now, since));
+            recorder.add(now.progress, now.reports, now.mean_loss);
             // The curve is for reading later; a disk that is full is noticed by the ledger.
             let _ = writeln!(losses, "{}", serde_json::to_string(&now).unwrap_or_default());
             tell(Event::Training {
@@ -147,15 +150,31 @@ impl TrainerLaboratory {
                 tokens: now.tokens,
                 loss: now.loss,
             });
+            if forecast.is_none()
+                && let Some(race) = race
+                && let Some(foreseen) = race.look(recorder.curve())
+            {
+                *forecast = Some(foreseen);
+                if !race.is_spared {
+                    let reason = foreseen.to_string();
+                    return Err(Halt::Ended { outcome: Outcome::Pruned, reason });
+                }
+            }
+            Ok(())
         });
         let _ = losses.flush();
-        measurement.train_loss = last_loss;
+        if let Ok(trained) = &trained {
+            last = Some((trained.progress, trained.training));
+        }
+        measurement.loss_curve = recorder.finish();
+        if let Some((progress, since)) = last {
+            measurement.training_seconds = Some(since.as_secs_f64());
+            measurement.num_steps = Some(progress.steps);
+            measurement.total_tokens = Some(progress.tokens);
+            measurement.train_loss = progress.loss;
+        }
         let trained = trained?;
         measurement.startup_seconds = Some(trained.startup.as_secs_f64());
-        measurement.training_seconds = Some(trained.training.as_secs_f64());
-        measurement.num_steps = Some(trained.progress.steps);
-        measurement.total_tokens = Some(trained.progress.tokens);
-        measurement.train_loss = trained.progress.loss;
         Ok(trained.saving)
     }
 }

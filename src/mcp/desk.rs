@@ -284,6 +284,9 @@ fn verdict(trial: &Trial) -> String {
     let score = trial.score().map_or(String::new(), |score| format!("{name} {score:.6}"));
     match trial.status {
         Status::Keep => format!("Trial {number} was kept: {score}{reason}."),
+        Status::Discard if trial.outcome == Outcome::Pruned => {
+            format!("Trial {number} was stopped before its budget was spent{reason}.")
+        }
         Status::Discard => format!("Trial {number} was discarded: {score}{reason}."),
         Status::Crash => {
             let outcome = json!(trial.outcome);

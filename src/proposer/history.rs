@@ -157,7 +157,7 @@ fn list<'a>(
     }
 }
 
-/// `- trial 7, +0.012300: a wider MLP`
+/// `- trial 7, +0.012300: a wider MLP`, or what else is known of it.
 fn one_line(brief: &Brief<'_>, trial: &Trial) -> String {
     let description = line(&trial.description, 200);
     let number = trial.trial;
@@ -165,6 +165,14 @@ fn one_line(brief: &Brief<'_>, trial: &Trial) -> String {
         (Status::Crash, ..) => {
             let reason = trial.reason.as_deref().unwrap_or_default();
             format!("- trial {number}: {description}: {}", line(reason, 200))
+        }
+        (_, None, _) if trial.outcome == Outcome::Pruned => {
+            let share = trial.forecast.map_or(String::new(), |forecast| {
+                format!(" at {:.0} % of its budget", 100.0 * forecast.progress)
+            });
+            let about = foreseen(brief, trial)
+                .map_or(String::new(), |change| format!(", headed for about {change:+.4}"));
+            format!("- trial {number}, stopped{share}{about}: {description}")
         }
         (_, Some(_), Some(change)) => format!("- trial {number}, {change:+.6}: {description}"),
         (_, score, _) => {
@@ -180,6 +188,12 @@ fn change(brief: &Brief<'_>, trial: &Trial) -> Option<f64> {
     Some(trial.score()? - parent.score()?)
 }
 
+/// By how much the race thought that it would differ from its parent.
+fn foreseen(brief: &Brief<'_>, trial: &Trial) -> Option<f64> {
+    let parent = brief.history.get(trial.parent?)?;
+    Some(trial.forecast?.cost - parent.cost()?)
+}
+
 /// By how much it is worse than its parent, whichever way is worse.
 fn loss(brief: &Brief<'_>, trial: &Trial) -> Option<f64> {
     let parent = brief.history.get(trial.parent?)?;
@@ -189,7 +203,9 @@ fn loss(brief: &Brief<'_>, trial: &Trial) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{StopHandle, proposer::brief::tests::brief, report::made_up::trial};
+    use crate::{
+        StopHandle, proposer::brief::tests::brief, race::Forecast, report::made_up::trial,
+    };
 
     fn night(folder: &std::path::Path) -> Vec<Trial> {
         let mut trials = vec![
@@ -231,6 +247,20 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_trial_that_was_stopped_is_told_with_what_was_foreseen() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut history, stop) = (night(folder.path()), StopHandle::new());
+        let mut stopped = trial(4, Status::Discard, None, "no warm-up");
+        (stopped.parent, stopped.outcome) = (Some(1), Outcome::Pruned);
+        stopped.forecast =
+            Some(Forecast { progress: 0.35, behind: 0.1, cost: 1.45, win_probability: 0.001 });
+        history.push(stopped);
+        let text = markdown(&brief(&history, folder.path(), &stop));
+        let line = "- trial 4, stopped at 35 % of its budget, headed for about +0.0500: no warm-up";
+        assert!(text.split("## Failed").next().unwrap().contains(line), "{text}");
     }
 
     #[test]

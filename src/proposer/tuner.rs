@@ -25,8 +25,8 @@ use tpe::{TpeOptimizer, histogram_estimator, parzen_estimator, range::RangeError
 ///
 /// Every proposal moves one to three of them away from the incumbent's values, to where a
 /// tree-structured Parzen estimator (Bergstra et al. 2011), looking at the trials around the
-/// incumbent, expects the most. Crashed trials count as worse than all others, and no source is
-/// proposed twice.
+/// incumbent, expects the most. Trials that the race stopped count with the cost that it foresaw, crashed
+/// ones as worse than all others, and no source is proposed twice.
 #[derive(Debug)]
 pub struct Tuner {
     seed: u64,
@@ -43,7 +43,7 @@ pub struct Tuner {
 #[derive(Debug)]
 struct Observation {
     constants: BTreeMap<String, Value>,
-    /// Infinite for a crash.
+    /// What was foreseen, of a trial that the race stopped; infinite for a crash.
     cost: f64,
 }
 
@@ -117,7 +117,8 @@ impl Proposer for Tuner {
     fn observe(&mut self, trial: &Trial, source: &str) {
         // A refused source was never run.
         if trial.outcome != Outcome::Refused {
-            let cost = trial.cost().filter(|cost| !cost.is_nan());
+            let foreseen = || trial.forecast.map(|forecast| forecast.cost);
+            let cost = trial.cost().or_else(foreseen).filter(|cost| !cost.is_nan());
             self.observations.push_back(Observation {
                 constants: knobs::values(source),
                 cost: cost.unwrap_or(f64::INFINITY),
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
     use crate::{
         Outcome, Status, StopHandle, Trial, hash::sha256, proposer::brief::tests::brief,
-        report::made_up::trial,
+        race::Forecast, report::made_up::trial,
     };
     use rand::RngExt;
     use std::path::Path;
@@ -355,6 +356,19 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
         }
         let late = crashes[20..].iter().filter(|&&crashed| crashed).count();
         assert!(late <= 5, "{crashes:?}");
+    }
+
+    #[test]
+    fn a_trial_that_was_stopped_counts_with_what_was_foreseen() {
+        let mut tuner = Tuner::new(0);
+        let forecast = Forecast { progress: 0.2, behind: 0.3, cost: 1.5, win_probability: 0.0 };
+        let stopped = Trial {
+            outcome: Outcome::Pruned,
+            forecast: Some(forecast),
+            ..trial(1, Status::Discard, None, "")
+        };
+        tuner.observe(&stopped, SOURCE);
+        assert_eq!(tuner.observations[0].cost, 1.5);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub(crate) mod made_up {
             started: jiff::Timestamp::UNIX_EPOCH,
             repeats: None,
             evidence: None,
+            forecast: None,
             repetitions: Vec::new(),
             repairs: 0,
             remarks: Vec::new(),

@@ -1,7 +1,7 @@
 //! The block of figures at the end of a night, for a person and a script alike.
 
 use super::results::short;
-use crate::{JudgeRule, Status, Trial, judge::Judge};
+use crate::{JudgeRule, Outcome, Status, Trial, judge::Judge};
 use std::fmt::Display;
 
 /// autoresearch's `key: value` block: the best trial's figures, then the night's.
@@ -9,7 +9,7 @@ use std::fmt::Display;
 /// The baseline counts as a trial, and as kept. `val_bpb`, `baseline_bpb`, `best_bpb` and `gain`
 /// are bits per byte, memory is in MiB, and what is not known has no line. Another objective's
 /// figures bear the name of its metric. `gain` is the difference of two measurements, with the luck
-/// in both; `claimed_gain` is what all of them together say of the true one.
+/// in both; `pruned` are those of the discarded that the race stopped; `claimed_gain` is what all of them together say of the true one.
 pub fn summary(trials: &[Trial]) -> String {
     let mut block = Block("---\n".to_owned());
     let best = trials.iter().rev().find(|trial| trial.is_kept());
@@ -30,6 +30,8 @@ pub fn summary(trials: &[Trial]) -> String {
     block.line("trials", Some(trials.len()));
     block.line("kept", count(Status::Keep));
     block.line("discarded", count(Status::Discard));
+    let pruned = trials.iter().filter(|trial| trial.outcome == Outcome::Pruned).count();
+    block.line("pruned", (pruned > 0).then_some(pruned));
     block.line("crashed", count(Status::Crash));
     let baseline = trials.first();
     let is_bpb = baseline.is_some_and(|trial| trial.measurement.metric.is_none());

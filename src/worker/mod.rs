@@ -195,7 +195,7 @@ impl Task {
                 let Some(run) = self.run.take() else { return Err(out_of_turn()) };
                 let mut run = run.begin(budget);
                 self.trainer()?.train(&mut run)?;
-                Ok(Answer::Trained(run.progress()))
+                Ok(Answer::Trained(run.finish()))
             }
             Request::Save { checkpoint } => {
                 self.trainer()?.save(&checkpoint)?;

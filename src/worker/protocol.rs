@@ -80,6 +80,10 @@ pub(crate) struct Progress {
     pub seconds: f64,
     /// The latest loss that the trainer reported.
     pub loss: Option<f64>,
+    /// Losses that were numbers since the last time that this was sent, all from one part of the
+    /// budget, and their mean.
+    pub reports: u64,
+    pub mean_loss: Option<f64>,
 }
 
 impl From<Setup> for overnight_plugin_api::Setup {

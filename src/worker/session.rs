@@ -1,7 +1,7 @@
 //! The session of a running trainer: batches while the budget lasts, progress to the parent.
 
 use super::protocol::Progress;
-use crate::{Budget, data::Loader};
+use crate::{Budget, data::Loader, race};
 use abi_stable::std_types::{RErr, ROk, RResult, RSliceMut, RString};
 use overnight_plugin_api::raw::Host;
 use std::time::{Duration, Instant};
@@ -29,13 +29,29 @@ pub(super) struct Running {
     steps: u64,
     tokens: u64,
     loss: Option<f64>,
+    /// How far training was at the last report, if the parent has not heard of it.
+    unsent: Option<Progress>,
+    /// Reports that were numbers, and their sum, of which the parent has not heard.
+    reports: u64,
+    sum: f64,
 }
 
 impl Run {
     /// Starts the clock.
     pub(super) fn begin(self, budget: Budget) -> Running {
         let now = Instant::now();
-        Running { run: self, budget, begun: now, last_report: now, steps: 0, tokens: 0, loss: None }
+        Running {
+            run: self,
+            budget,
+            begun: now,
+            last_report: now,
+            steps: 0,
+            tokens: 0,
+            loss: None,
+            unsent: None,
+            reports: 0,
+            sum: 0.0,
+        }
     }
 }
 
@@ -47,6 +63,21 @@ impl Running {
             progress: Host::progress(self),
             seconds: self.begun.elapsed().as_secs_f64(),
             loss: self.loss,
+            reports: self.reports,
+            mean_loss: (self.reports > 0).then(|| self.sum / self.reports as f64),
+        }
+    }
+
+    /// Sends what is left to send, and says how far training came.
+    pub(super) fn finish(mut self) -> Progress {
+        self.send();
+        self.progress()
+    }
+
+    fn send(&mut self) {
+        if let Some(progress) = self.unsent.take() {
+            (self.reports, self.sum) = (0, 0.0);
+            (self.run.listener)(progress);
         }
     }
 }
@@ -97,11 +128,21 @@ impl Host for Running {
     }
 
     fn report(&mut self, loss: f64) {
+        // What belongs to one part of the budget is sent before the next part begins: so the means
+        // of the parts do not depend on when something is sent.
+        let part = race::part(Host::progress(self));
+        if self.unsent.is_some_and(|unsent| race::part(unsent.progress) != part) {
+            self.send();
+        }
         self.loss = Some(loss);
+        if loss.is_finite() {
+            self.reports += 1;
+            self.sum += loss;
+        }
+        self.unsent = Some(self.progress());
         if self.last_report.elapsed() >= BETWEEN_REPORTS {
             self.last_report = Instant::now();
-            let progress = self.progress();
-            (self.run.listener)(progress);
+            self.send();
         }
     }
 }

@@ -16,6 +16,7 @@ mod mcp;
 mod objective;
 mod outcomes;
 mod proposing;
+mod racing;
 mod scripted;
 mod surviving;
 mod template;
@@ -114,6 +115,11 @@ fn main() {
             a_spent_allowance_ends_the_study_well,
             control_runs_tell_the_noise,
             the_judge_says_what_it_believes_and_remembers_it;
+        racing:
+            a_trial_that_is_far_behind_is_stopped_and_one_ahead_is_kept,
+            without_a_race_everybody_comes_in,
+            a_trainer_that_lies_about_its_loss_gains_nothing_and_harms_nobody,
+            a_study_from_before_the_race_is_opened_either_way;
         surviving:
             a_study_killed_at_any_moment_resumes,
             a_disk_that_is_full_for_the_ledger_ends_the_study_and_tears_nothing,

@@ -34,6 +34,7 @@ enum Deed {
     StepPastTheGrace,
     AllocateNearlyAll,
     Diverge,
+    ReportTooLittle,
     ReachOut,
     PassNotes,
     SaveALink,
@@ -117,7 +118,11 @@ impl Trainer for Bigram {
             let costs = batch.inputs.iter().zip(&batch.targets);
             let nats: f64 = costs.map(|(&a, &b)| -self.probability(a, b).ln()).sum();
             let loss = nats / batch.inputs.len() as f64;
-            session.report(if DEED == Deed::Diverge { f64::NAN } else { loss });
+            session.report(match DEED {
+                Deed::Diverge => f64::NAN,
+                Deed::ReportTooLittle => loss / 10.0,
+                _ => loss,
+            });
             match DEED {
                 Deed::PanicInTraining => panic!("a shape does not fit"),
                 Deed::ErrorInTraining => return Err(Error::msg("the loss is not a number")),

@@ -1,0 +1,168 @@
+//! The race: a trial ends early when its loss so far makes a win improbable. Pure.
+//!
+//! Schedules run by the share of the budget that is spent, so a candidate's loss can be compared with
+//! the incumbent's at the same share. How far a trial that was behind by so much then came in, the
+//! night's own finished trials say; [`docs/race.md`] has the rule and what it brings. A reported loss
+//! never speaks for a trial, so that a trainer which lies about it gains nothing but its own exam.
+//!
+//! [`docs/race.md`]: https://github.com/overnight/overnight/blob/main/docs/race.md
+
+mod curve;
+mod model;
+pub mod replay;
+pub mod simulation;
+
+pub use curve::{Curve, PARTS};
+pub(crate) use curve::{Recorder, part};
+
+use crate::{Trial, hash::number_of_parts};
+use model::Model;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A candidate is stopped that has less than this probability of being kept.
+pub const HOPELESS: f64 = 0.01;
+
+/// Nobody is stopped before so many parts of the budget are over: the first losses say little.
+const FIRST_LOOK: usize = 2;
+
+/// Nobody is stopped after so many: there is little left to save, and a trial that comes in teaches
+/// the race and the judge.
+const LAST_LOOK: usize = 16;
+
+/// The loss of one batch is noisy; so many parts of the budget are taken together.
+const PARTS_TOGETHER: usize = 2;
+
+/// One in so many of those that would be stopped goes on to its end, so that what the race believes
+/// of them is put to the test as long as it runs.
+const SPARED: u64 = 20;
+
+/// What a candidate's loss so far says about how it will come in.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// The share of the budget that was spent.
+    pub progress: f64,
+    /// By how much its loss was above the incumbent's at that share, in nats a token.
+    pub behind: f64,
+    /// The cost that can be expected of it.
+    pub cost: f64,
+    /// The probability that it would be kept.
+    pub win_probability: f64,
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { progress, behind, win_probability, .. } = self;
+        write!(
+            f,
+            "at {:.0} % of the budget its loss was {behind:.4} above the incumbent's; a win had a \
+             probability of {:.2} %",
+            100.0 * progress,
+            100.0 * win_probability,
+        )
+    }
+}
+
+/// A candidate against the incumbent and all that were kept before it.
+#[derive(Debug, Clone)]
+pub struct Race {
+    /// Candidates that came in: their curve, their parent's, and how much more they cost.
+    finished: Vec<(Curve, Curve, f64)>,
+    /// Curve and cost of what was kept, the incumbent last.
+    kept: Vec<(Curve, f64)>,
+    /// The highest cost that would be kept.
+    bar: f64,
+    hopeless: f64,
+    /// Whether the candidate goes on, whatever is foreseen.
+    pub(crate) is_spared: bool,
+    /// How much of the candidate's curve was looked at.
+    seen: usize,
+}
+
+impl Race {
+    /// A race of the next candidate after `trials`, which is kept at a cost of `bar` or less. `None`:
+    /// there is nobody to race against.
+    pub fn new(trials: &[Trial], bar: f64) -> Option<Self> {
+        let curve = |trial: &Trial| trial.measurement.loss_curve.clone();
+        // Only under one seed do two trials see the same text in the same order.
+        let finished = trials.iter().filter(|trial| trial.repeats.is_none());
+        let finished = finished.filter_map(|trial| {
+            let parent = trials.get(trial.parent?)?;
+            let change = trial.cost()? - parent.cost()?;
+            (trial.seed == parent.seed).then(|| (curve(trial), curve(parent), change))
+        });
+        let finished = finished.filter(|(_, _, change)| change.is_finite()).collect();
+        let kept = trials.iter().filter(|trial| trial.is_kept());
+        let kept: Vec<_> = kept.filter_map(|trial| Some((curve(trial), trial.cost()?))).collect();
+        (!kept.is_empty()).then_some(Self {
+            finished,
+            kept,
+            bar,
+            hopeless: HOPELESS,
+            is_spared: false,
+            seen: 0,
+        })
+    }
+
+    /// Stops whoever has less than this probability of being kept. Default: [`HOPELESS`].
+    #[must_use]
+    pub fn hopeless_below(mut self, probability: f64) -> Self {
+        self.hopeless = probability;
+        self
+    }
+
+    /// Looks at what is new of a candidate's curve. `Some`: it may as well stop now.
+    pub fn look(&mut self, curve: &Curve) -> Option<Forecast> {
+        let new = self.seen..curve.len();
+        self.seen = curve.len();
+        new.filter_map(|part| self.forecast(curve, part))
+            .find(|forecast| forecast.behind > 0.0 && forecast.win_probability < self.hopeless)
+    }
+
+    /// What can be foreseen once a part of the budget is over; `None` as long as too little is known.
+    pub fn forecast(&self, curve: &Curve, part: usize) -> Option<Forecast> {
+        if !(FIRST_LOOK..=LAST_LOOK).contains(&(part + 1)) {
+            return None;
+        }
+        let (incumbent, incumbent_cost) = self.kept.last()?;
+        let behind = gap(curve, incumbent, part)?;
+        let came_in = self.finished.iter();
+        let came_in: Vec<_> = came_in
+            .filter_map(|(curve, parent, change)| Some((gap(curve, parent, part)?, *change)))
+            .collect();
+        let model = Model::fit(&came_in)?;
+        // Where whoever was behind came in ahead, the loss is no guide at all.
+        if model.slope() <= 0.0 {
+            return None;
+        }
+        // An incumbent that reported less than it cost would make everybody look bad beside it; beside
+        // those before it, and the baseline in the end, they do not.
+        let win_probability = self.kept.iter().filter_map(|(kept, cost)| {
+            let behind = gap(curve, kept, part)?;
+            Some(model.below(self.bar - cost, behind))
+        });
+        Some(Forecast {
+            progress: (part + 1) as f64 / PARTS as f64,
+            behind,
+            cost: incumbent_cost + model.mean(behind),
+            win_probability: win_probability.fold(0.0, f64::max),
+        })
+    }
+}
+
+/// Whether the race lets this trial go on, whatever it sees: drawn from the study's seed, so that a
+/// night can be repeated.
+pub(crate) fn is_spared(seed: u64, trial: usize) -> bool {
+    let (seed, trial) = (seed.to_le_bytes(), (trial as u64).to_le_bytes());
+    number_of_parts([b"spared".as_slice(), &seed, &trial]).is_multiple_of(SPARED)
+}
+
+/// By how much one curve was above another lately, where both are known.
+fn gap(curve: &Curve, other: &Curve, part: usize) -> Option<f64> {
+    let parts = (part + 1).saturating_sub(PARTS_TOGETHER)..=part;
+    let differences: Vec<_> =
+        parts.filter_map(|part| Some(curve.at(part)? - other.at(part)?)).collect();
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    // Of no differences, that is not a number.
+    mean.is_finite().then_some(mean)
+}
