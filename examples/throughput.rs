@@ -78,18 +78,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         print_head(threads, peak);
     }
 
-    let mut template = TrainerCrate::template(&overnight::cache_dir()?)?.source().to_owned();
+    let template = TrainerCrate::template(&overnight::cache_dir()?)?.source().to_owned();
+    let mut shaped = template.clone();
     if options.f32 {
         const ON: &str = "const BF16: bool = true;";
         assert!(template.contains(ON), "the template has this constant");
-        template = template.replace(ON, "const BF16: bool = false;");
+        shaped = template.replace(ON, "const BF16: bool = false;");
     }
     let mut planned: VecDeque<_> = options
         .shape
         .iter()
         .map(|&shape| {
             let rows = options.rows.unwrap_or(shape.rows());
-            (shape, rows, shape.source(&template, rows))
+            (shape, rows, shape.source(&shaped, rows))
         })
         .collect();
     // The study measures the template as it is anyway, and takes no source twice.
