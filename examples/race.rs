@@ -24,7 +24,7 @@ use overnight::{
 use std::{path::Path, process::ExitCode};
 
 /// Probabilities of a win below which a trial is stopped.
-const THRESHOLDS: [f64; 6] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05];
+const THRESHOLDS: [f64; 5] = [0.005, 0.01, 0.02, 0.05, 0.1];
 
 /// A budget as it is meant to be.
 const FIVE_MINUTES: f64 = 300.0;

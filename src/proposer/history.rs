@@ -255,8 +255,13 @@ mod tests {
         let (mut history, stop) = (night(folder.path()), StopHandle::new());
         let mut stopped = trial(4, Status::Discard, None, "no warm-up");
         (stopped.parent, stopped.outcome) = (Some(1), Outcome::Pruned);
-        stopped.forecast =
-            Some(Forecast { progress: 0.35, behind: 0.1, cost: 1.45, win_probability: 0.001 });
+        stopped.forecast = Some(Forecast {
+            progress: 0.35,
+            rival: 0,
+            behind: 0.1,
+            cost: 1.45,
+            win_probability: 0.001,
+        });
         history.push(stopped);
         let text = markdown(&brief(&history, folder.path(), &stop));
         let line = "- trial 4, stopped at 35 % of its budget, headed for about +0.0500: no warm-up";

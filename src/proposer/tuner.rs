@@ -361,7 +361,8 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
     #[test]
     fn a_trial_that_was_stopped_counts_with_what_was_foreseen() {
         let mut tuner = Tuner::new(0);
-        let forecast = Forecast { progress: 0.2, behind: 0.3, cost: 1.5, win_probability: 0.0 };
+        let forecast =
+            Forecast { progress: 0.2, rival: 0, behind: 0.3, cost: 1.5, win_probability: 0.0 };
         let stopped = Trial {
             outcome: Outcome::Pruned,
             forecast: Some(forecast),

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A candidate is stopped that has less than this probability of being kept.
-pub const HOPELESS: f64 = 0.01;
+pub const HOPELESS: f64 = 0.02;
 
 /// Nobody is stopped before so many parts of the budget are over: the first losses say little.
 const FIRST_LOOK: usize = 2;
@@ -42,7 +42,9 @@ const SPARED: u64 = 20;
 pub struct Forecast {
     /// The share of the budget that was spent.
     pub progress: f64,
-    /// By how much its loss was above the incumbent's at that share, in nats a token.
+    /// The kept trial that it has the best chance beside.
+    pub rival: usize,
+    /// By how much its loss was above the rival's at that share, in nats a token.
     pub behind: f64,
     /// The cost that can be expected of it.
     pub cost: f64,
@@ -52,10 +54,10 @@ pub struct Forecast {
 
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { progress, behind, win_probability, .. } = self;
+        let Self { progress, rival, behind, win_probability, .. } = self;
         write!(
             f,
-            "at {:.0} % of the budget its loss was {behind:.4} above the incumbent's; a win had a \
+            "at {:.0} % of the budget its loss was {behind:.4} above trial {rival}'s; a win had a \
              probability of {:.2} %",
             100.0 * progress,
             100.0 * win_probability,
@@ -63,13 +65,21 @@ impl fmt::Display for Forecast {
     }
 }
 
-/// A candidate against the incumbent and all that were kept before it.
+/// A kept trial.
+#[derive(Debug, Clone)]
+struct Rival {
+    trial: usize,
+    curve: Curve,
+    cost: f64,
+}
+
+/// A candidate's race against what was kept.
 #[derive(Debug, Clone)]
 pub struct Race {
     /// Candidates that came in: their curve, their parent's, and how much more they cost.
     finished: Vec<(Curve, Curve, f64)>,
-    /// Curve and cost of what was kept, the incumbent last.
-    kept: Vec<(Curve, f64)>,
+    /// What was kept: the baseline first, the incumbent last.
+    kept: Vec<Rival>,
     /// The highest cost that would be kept.
     bar: f64,
     hopeless: f64,
@@ -93,7 +103,9 @@ impl Race {
         });
         let finished = finished.filter(|(_, _, change)| change.is_finite()).collect();
         let kept = trials.iter().filter(|trial| trial.is_kept());
-        let kept: Vec<_> = kept.filter_map(|trial| Some((curve(trial), trial.cost()?))).collect();
+        let kept = kept
+            .filter_map(|of| Some(Rival { trial: of.trial, curve: curve(of), cost: of.cost()? }));
+        let kept: Vec<_> = kept.collect();
         (!kept.is_empty()).then_some(Self {
             finished,
             kept,
@@ -124,8 +136,6 @@ impl Race {
         if !(FIRST_LOOK..=LAST_LOOK).contains(&(part + 1)) {
             return None;
         }
-        let (incumbent, incumbent_cost) = self.kept.last()?;
-        let behind = gap(curve, incumbent, part)?;
         let came_in = self.finished.iter();
         let came_in: Vec<_> = came_in
             .filter_map(|(curve, parent, change)| Some((gap(curve, parent, part)?, *change)))
@@ -135,18 +145,19 @@ impl Race {
         if model.slope() <= 0.0 {
             return None;
         }
-        // An incumbent that reported less than it cost would make everybody look bad beside it; beside
+        // An incumbent that reported less than it cost would make everybody look bad beside it. Beside
         // those before it, and the baseline in the end, they do not.
-        let win_probability = self.kept.iter().filter_map(|(kept, cost)| {
-            let behind = gap(curve, kept, part)?;
-            Some(model.below(self.bar - cost, behind))
+        let forecasts = self.kept.iter().filter_map(|rival| {
+            let behind = gap(curve, &rival.curve, part)?;
+            Some(Forecast {
+                progress: (part + 1) as f64 / PARTS as f64,
+                rival: rival.trial,
+                behind,
+                cost: rival.cost + model.mean(behind),
+                win_probability: model.below(self.bar - rival.cost, behind),
+            })
         });
-        Some(Forecast {
-            progress: (part + 1) as f64 / PARTS as f64,
-            behind,
-            cost: incumbent_cost + model.mean(behind),
-            win_probability: win_probability.fold(0.0, f64::max),
-        })
+        forecasts.max_by(|a, b| a.win_probability.total_cmp(&b.win_probability))
     }
 }
 

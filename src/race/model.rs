@@ -69,7 +69,7 @@ impl Model {
 
 impl Line {
     fn fit(points: &[(f64, f64)], scale: f64) -> Option<Self> {
-        let weight = |x: f64| 1.0 / (1.0 + (x / scale).powi(2));
+        let weight = |x: f64| 1.0 / (1.0 + x.abs() / scale);
         let sum = |of: fn(f64, f64) -> f64| -> f64 {
             points.iter().map(|&(x, y)| weight(x) * of(x, y)).sum()
         };
@@ -98,7 +98,7 @@ impl Line {
     }
 
     fn below(&self, bar: f64, x: f64) -> f64 {
-        let own = 1.0 + (x / self.scale).powi(2);
+        let own = 1.0 + x.abs() / self.scale;
         let [a, b, c] = self.inverse;
         let deviation = (self.variance * (own + a + 2.0 * b * x + c * x * x)).sqrt();
         students_below((bar - self.mean(x)) / deviation, self.freedom)

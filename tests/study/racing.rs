@@ -36,9 +36,9 @@ pub fn a_trial_that_is_far_behind_is_stopped_and_one_ahead_is_kept() {
     let [stopped, kept] = trials.as_slice() else { panic!("{trials:?}") };
     assert_eq!((&stopped.outcome, stopped.status), (&Outcome::Pruned, Status::Discard));
     let forecast = stopped.forecast.unwrap();
-    assert!(forecast.progress < 1.0 && forecast.win_probability < 0.01, "{forecast:?}");
+    assert!(forecast.progress < 1.0 && forecast.win_probability < 0.02, "{forecast:?}");
     let reason = stopped.reason.as_deref().unwrap();
-    assert!(reason.contains("above the incumbent's; a win had a probability of 0."), "{reason}");
+    assert!(reason.contains("above trial 0's; a win had a probability of "), "{reason}");
     assert_eq!((stopped.score(), kept.status), (None, Status::Keep));
     let measured = &stopped.measurement;
     assert!(measured.training_seconds.is_some() && measured.num_steps < Some(30));
