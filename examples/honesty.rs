@@ -65,6 +65,17 @@ const VARIANTS: &[(&str, &[(&str, &str)])] = &[
         "one room in bf16",
         &[("next_logits(prefix, self.compute)?", "next_logits(prefix, Compute::F32)?")],
     ),
+    // And further: that room has its weights in bf16, and all that candle makes of them.
+    (
+        "the other room in bf16, by candle",
+        &[(
+            "self.frozen.next_logits(prefix, self.compute)?",
+            "Model::new(&self.config, |name, _, _| {
+                Ok(self.parameters.vars[name].to_dtype(DType::BF16)?)
+            })?
+            .next_logits(prefix, Compute::Composed)?",
+        )],
+    ),
 ];
 
 /// As in a study that says nothing else.
