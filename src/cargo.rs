@@ -107,15 +107,21 @@ impl Cargo {
     }
 
     /// Gives the program a place that stays the same: cargo builds anew for another.
+    #[cfg(unix)]
     fn link_compiler(&self, program: &Path) -> Result<()> {
         let link = self.compiler();
-        #[cfg(unix)]
         if fs::read_link(&link).ok().as_deref() != Some(program) {
             let fresh = link.with_extension(std::process::id().to_string());
             let _ = fs::remove_file(&fresh);
             let linked = std::os::unix::fs::symlink(program, &fresh);
             linked.and_then(|()| fs::rename(&fresh, &link)).map_err(Error::io("link", link))?;
         }
+        Ok(())
+    }
+
+    /// Nothing is confined here.
+    #[cfg(not(unix))]
+    fn link_compiler(&self, _program: &Path) -> Result<()> {
         Ok(())
     }
 

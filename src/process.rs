@@ -27,6 +27,7 @@ pub(crate) struct Process<'a> {
 pub(crate) enum Exit {
     Success,
     Status(i32),
+    #[cfg_attr(not(unix), expect(dead_code, reason = "nothing ends by a signal there"))]
     Signal(i32),
     /// It was killed at its limit.
     TimedOut,

@@ -55,6 +55,7 @@ pub struct Study {
 }
 
 /// Less than this is too little for a trial's files.
+#[cfg(unix)]
 const LEAST_FREE_BYTES: u64 = 256 << 20;
 
 /// Bytes of a failed trial's log that go back to its proposer.

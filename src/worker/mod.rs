@@ -18,12 +18,7 @@ use overnight_plugin_api::Windows;
 use protocol::{Answer, Request, read_frame, write_frame};
 use sandbox::Confinement;
 use session::Run;
-use std::{
-    fs::File,
-    io,
-    process::{self, Command},
-    sync::Arc,
-};
+use std::{fs::File, io, process, sync::Arc};
 
 /// Set in a worker's environment, and nowhere else.
 pub(crate) const VARIABLE: &str = "OVERNIGHT_WORKER";
@@ -47,7 +42,7 @@ fn become_compiler(confinement: &str) -> io::Error {
     // What the system lacks, the study has learned from its first worker.
     let _ = confinement.enter();
     let mut arguments = std::env::args_os().skip(1);
-    let mut command = Command::new(arguments.next().unwrap_or_default());
+    let mut command = process::Command::new(arguments.next().unwrap_or_default());
     std::os::unix::process::CommandExt::exec(command.args(arguments).env_remove(COMPILER))
 }
 
