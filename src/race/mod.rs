@@ -2,10 +2,8 @@
 //!
 //! Schedules run by the share of the budget that is spent, so a candidate's loss can be compared with
 //! the incumbent's at the same share. How far a trial that was behind by so much then came in, the
-//! night's own finished trials say; [`docs/race.md`] has the rule and what it brings. A reported loss
+//! night's own finished trials say; `docs/race.md` has the rule and what it brings. A reported loss
 //! never speaks for a trial, so that a trainer which lies about it gains nothing but its own exam.
-//!
-//! [`docs/race.md`]: https://github.com/overnight/overnight/blob/main/docs/race.md
 
 mod curve;
 mod model;
@@ -176,4 +174,88 @@ fn gap(curve: &Curve, other: &Curve, part: usize) -> Option<f64> {
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     // Of no differences, that is not a number.
     mean.is_finite().then_some(mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Status, report::made_up::trial};
+
+    /// Nats of loss for a bit per byte of score.
+    const NATS: f64 = 2.0;
+
+    /// A curve that ends as a trial with this score does, give or take.
+    fn curve(score: f64, off: f64) -> Curve {
+        let loss = |part: usize| Some(NATS * score + 2.0 / (1.0 + part as f64) + off);
+        Curve::new((0..PARTS).map(loss).collect::<Vec<_>>())
+    }
+
+    /// A baseline of 1.5, and so many candidates that came in behind it.
+    fn night(candidates: usize) -> Vec<Trial> {
+        let scores = (0..candidates).map(|n| 1.51 + 0.01 * (n % 5) as f64);
+        let scores = std::iter::once(1.5).chain(scores);
+        let recorded = |(number, score)| {
+            let status = if number == 0 { Status::Keep } else { Status::Discard };
+            let mut trial = trial(number, status, Some(score), "");
+            trial.parent = (number > 0).then_some(0);
+            trial.measurement.loss_curve = curve(score, 0.002 * (number % 3) as f64);
+            trial
+        };
+        scores.enumerate().map(recorded).collect()
+    }
+
+    fn stops(trials: &[Trial], candidate: &Curve) -> Option<Forecast> {
+        Race::new(trials, 1.5).unwrap().look(candidate)
+    }
+
+    #[test]
+    fn a_race_begins_by_stopping_nothing() {
+        let hopeless = curve(3.0, 0.0);
+        assert_eq!(stops(&night(7), &hopeless), None);
+        let forecast = stops(&night(20), &hopeless).unwrap();
+        assert!(forecast.progress < 0.2 && forecast.cost > 2.0, "{forecast:?}");
+        assert_eq!((forecast.rival, stops(&night(20), &curve(1.49, 0.0))), (0, None));
+    }
+
+    #[test]
+    fn who_reports_nothing_or_no_number_is_not_raced() {
+        for reported in [vec![None; PARTS], vec![Some(f64::NAN); PARTS], Vec::new()] {
+            let nothing = Curve::new(reported);
+            assert_eq!(stops(&night(20), &nothing), None);
+            let mut trials = night(20);
+            trials[0].measurement.loss_curve = nothing;
+            assert_eq!(stops(&trials, &curve(3.0, 0.0)), None);
+        }
+    }
+
+    #[test]
+    fn whoever_reports_too_little_comes_in_and_stops_nobody_else() {
+        let mut trials = night(20);
+        assert_eq!(stops(&trials, &curve(3.0, -4.0)), None);
+        // It was truly a little better, and its loss looks far better.
+        let mut kept = trial(trials.len(), Status::Keep, Some(1.499), "");
+        (kept.parent, kept.measurement.loss_curve) = (Some(0), curve(1.499, -2.5));
+        trials.push(kept);
+        assert_eq!(stops(&trials, &curve(1.49, 0.0)), None);
+    }
+
+    #[test]
+    fn control_runs_and_stopped_trials_are_not_learned_from() {
+        let mut trials = night(20);
+        for trial in &mut trials[1..] {
+            trial.repeats = Some(0);
+        }
+        assert_eq!(stops(&trials, &curve(3.0, 0.0)), None);
+        let mut trials = night(20);
+        for trial in &mut trials[1..] {
+            trial.measurement.val_bpb = None;
+        }
+        assert_eq!(stops(&trials, &curve(3.0, 0.0)), None);
+    }
+
+    #[test]
+    fn one_in_twenty_is_spared() {
+        let spared = (0..10_000).filter(|&trial| is_spared(7, trial)).count();
+        assert!((400..600).contains(&spared), "{spared}");
+    }
 }
