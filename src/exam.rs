@@ -333,8 +333,8 @@ mod tests {
         (0..exams).filter(|_| sat().is_err()).count() as f64 / exams as f64
     }
 
-    /// Standard deviations of honest differences, as `examples/honesty.rs` measured them: the
-    /// template's, and that of one room in bf16.
+    /// Standard deviations of honest differences: about the template's, and a little above the
+    /// largest in docs/guarantees.md.
     const MEASURED: [f64; 2] = [1e-6, 0.025];
 
     #[test]
