@@ -66,9 +66,10 @@ impl Cargo {
         let folder = cache.join("crates").join(&trainer.fingerprint()[..16]);
         let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
-        trainer.project().lay_out(&folder)?;
         let mut cargo =
             Self { folder, target, toolchain, crates: 0, limit: BUILD_LIMIT, sandbox: None, stop };
+        let _lock = cargo.lock()?;
+        trainer.project().lay_out(&cargo.folder)?;
         fetch(&cargo.folder)?;
         cargo.crates = cargo.count_crates()?;
         Ok(cargo)
@@ -97,32 +98,15 @@ impl Cargo {
         fs::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
         let writable = vec![self.target.clone(), PathBuf::from("/dev/null")];
         let confinement = Confinement { readable, writable, programs: true, cuda: false };
-        self.link_compiler(program)?;
+        link_compiler(program, &self.compiler())?;
         self.sandbox = Some(confinement);
+        let lock = self.lock()?;
         let problem = self.try_sandbox(program)?;
+        drop(lock);
         if problem.is_some() {
             self.sandbox = None;
         }
         Ok(problem)
-    }
-
-    /// Gives the program a place that stays the same: cargo builds anew for another.
-    #[cfg(unix)]
-    fn link_compiler(&self, program: &Path) -> Result<()> {
-        let link = self.compiler();
-        if fs::read_link(&link).ok().as_deref() != Some(program) {
-            let fresh = link.with_extension(std::process::id().to_string());
-            let _ = fs::remove_file(&fresh);
-            let linked = std::os::unix::fs::symlink(program, &fresh);
-            linked.and_then(|()| fs::rename(&fresh, &link)).map_err(Error::io("link", link))?;
-        }
-        Ok(())
-    }
-
-    /// Nothing is confined here.
-    #[cfg(not(unix))]
-    fn link_compiler(&self, _program: &Path) -> Result<()> {
-        Ok(())
     }
 
     fn compiler(&self) -> PathBuf {
@@ -160,6 +144,15 @@ impl Cargo {
         Ok(None)
     }
 
+    /// One build at a time over all studies, until the file is dropped: they share the crate's copy and
+    /// the target folder, and two trainers of one name would overwrite each other's library.
+    fn lock(&self) -> Result<File> {
+        let path = self.target.join(".overnight-lock");
+        let lock = File::create(&path).map_err(Error::io("create", &path))?;
+        lock.lock().map_err(Error::io("lock", &path))?;
+        Ok(lock)
+    }
+
     /// Where compilers put what they need for a moment.
     fn temporary(&self) -> PathBuf {
         self.target.join(".overnight-tmp")
@@ -185,11 +178,7 @@ impl Cargo {
         library: &Path,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Build> {
-        // One build at a time over all studies: they share the crate's copy and the target folder,
-        // and two trainers of one name would overwrite each other's library.
-        let lock_path = self.target.join(".overnight-lock");
-        let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
-        lock.lock().map_err(Error::io("lock", &lock_path))?;
+        let _lock = self.lock()?;
 
         // Written even if it is the same: a fresh time stamp is what makes cargo build it, and not
         // take another trainer's library of that name for this one's.
@@ -432,6 +421,27 @@ fn toolchain(folder: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Gives the program a place that stays the same: cargo builds anew for another.
+///
+/// Studies may be opened at the same moment: each link is made under a name of its own, and renamed.
+#[cfg(unix)]
+fn link_compiler(program: &Path, link: &Path) -> Result<()> {
+    if fs::read_link(link).ok().as_deref() == Some(program) {
+        return Ok(());
+    }
+    let folder = link.parent().unwrap_or(Path::new("."));
+    tempfile::Builder::new()
+        .make_in(folder, |fresh| std::os::unix::fs::symlink(program, fresh))
+        .and_then(|fresh| Ok(fresh.into_temp_path().persist(link)?))
+        .map_err(Error::io("link", link))
+}
+
+/// Nothing is confined here.
+#[cfg(not(unix))]
+fn link_compiler(_program: &Path, _link: &Path) -> Result<()> {
+    Ok(())
+}
+
 pub(crate) fn missing(program: &'static str, source: std::io::Error) -> Error {
     Error::Program { program, source }
 }
@@ -493,5 +503,25 @@ mod tests {
             let found = foreign_input(listed, folder).unwrap();
             assert!(found.contains(named), "{found}");
         }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn studies_that_are_opened_together_do_not_take_each_others_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("rustc");
+        std::thread::scope(|scope| {
+            for program in ["/one", "/two", "/three"] {
+                let link = &link;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        link_compiler(Path::new(program), link).unwrap();
+                    }
+                });
+            }
+        });
+        let program = fs::read_link(&link).unwrap();
+        assert!(["/one", "/two", "/three"].iter().any(|known| Path::new(known) == program));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
