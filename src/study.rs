@@ -157,7 +157,7 @@ impl Study {
             return Ok(None);
         };
         if let Origin::Control { .. } = origin {
-            attempt.seed = derived_seed("control", self.config.seed, number);
+            attempt.seed = self.seed_of_control();
         }
         let proposing = attempt.begun.elapsed();
         let Some(ending) = self.carry_out(&mut attempt, &mut origin)? else {
@@ -170,11 +170,11 @@ impl Study {
         let mut entry = Entry { outcome, reason, repairs, ..self.entry(&origin)? };
         match (attempt.measurement.cost(), &mut origin) {
             (Some(cost), Origin::Control { .. }) => {
-                self.judge.control(cost);
+                self.judge.control(cost, attempt.seed);
                 entry.decide(Status::Discard, "a control run".to_owned());
             }
             (Some(cost), _) => {
-                let Some(decision) = self.decide(cost, &mut entry)? else {
+                let Some(decision) = self.decide(cost, attempt.seed, &mut entry)? else {
                     self.workspace.reset()?;
                     return Ok(None);
                 };
@@ -267,11 +267,11 @@ impl Study {
     }
 
     /// Asks the judge, and measures again where it wants to know more. `None`: the study was stopped.
-    fn decide(&mut self, cost: f64, entry: &mut Entry) -> Result<Option<Decision>> {
+    fn decide(&mut self, cost: f64, seed: u64, entry: &mut Entry) -> Result<Option<Decision>> {
         let mut differences = Vec::new();
         let is_shorter = self.is_shorter(&entry.proposal.source);
         loop {
-            let candidate = Candidate { cost, is_shorter, differences: &differences };
+            let candidate = Candidate { cost, seed, is_shorter, differences: &differences };
             if !self.judge.wants_another(&candidate) {
                 return Ok(Some(self.judge.decide(candidate)));
             }
@@ -395,6 +395,13 @@ impl Study {
             || self.control_every.is_some_and(|every| beyond.is_multiple_of(every.max(2)))
     }
 
+    /// The first control runs' seeds by turns: so later ones of the incumbent have something to be
+    /// compared with.
+    fn seed_of_control(&self) -> u64 {
+        let runs = self.ledger.trials().iter().filter(|trial| trial.repeats.is_some()).count();
+        derived_seed("control", self.config.seed, 1 + runs % self.controls.max(1))
+    }
+
     /// Whether a source has less to read than the incumbent's.
     fn is_shorter(&self, source: &str) -> bool {
         let incumbent = self.ledger.incumbent().map(|trial| trial.trial);
@@ -406,7 +413,10 @@ impl Study {
 
     /// The race that a candidate runs, if there is one.
     fn race(&self, number: usize, source: &str) -> Option<Race> {
-        let bar = self.judge.bar(self.is_shorter(source)).filter(|_| self.config.race)?;
+        let bar = self
+            .judge
+            .bar(self.config.seed, self.is_shorter(source))
+            .filter(|_| self.config.race)?;
         let mut race = Race::new(self.ledger.trials(), bar)?;
         race.is_spared = race::is_spared(self.config.seed, number);
         Some(race)

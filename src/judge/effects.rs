@@ -16,18 +16,31 @@ pub(super) struct Effects {
 /// One way in which changes may be distributed.
 #[derive(Debug, Clone, Copy)]
 struct World {
-    /// The logarithms of how many changes help, do nothing, and harm.
-    log_shares: [f64; 3],
-    /// Indices into [`GAINS`] and [`HARMS`].
-    gain: usize,
-    harm: usize,
-    /// The logarithm of the belief in it, up to a constant.
-    log_belief: f64,
+    /// How many changes help, do nothing, and harm.
+    shares: [f64; 3],
+    /// Which of [`Kind::all`] these are.
+    kinds: [usize; 3],
+    /// How many share the incumbent's luck, and how many draw theirs anew.
+    cases: [f64; 2],
+    /// The belief in it; all of them sum to one.
+    belief: f64,
+}
+
+/// What a measurement says in one of the two cases: that the change left the incumbent's luck as it
+/// was, and that it did not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Case {
+    /// How much more was measured than the incumbent can be expected to cost.
+    pub y: f64,
+    /// How uncertain that is, the noise included.
+    pub variance: f64,
 }
 
 /// What is believed of a single change.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Effect {
+    /// The probability of the case that it belongs to, after the measurement.
+    pub share: f64,
     /// Of the change of the true cost; below zero is better.
     pub mean: f64,
     pub variance: f64,
@@ -40,72 +53,93 @@ const HELPS: [f64; 5] = [0.003, 0.03, 0.07, 0.15, 0.35];
 /// Shares of the others that do nothing.
 const NOTHINGS: [f64; 3] = [0.02, 0.3, 0.95];
 /// Mean gains of those that help; gains are exponentially distributed.
-const GAINS: [f64; 5] = [0.4, 0.8, 1.6, 3.2, 8.0];
-/// Scales of those that harm, by the magnitude of a normal deviate.
-const HARMS: [f64; 3] = [3.0, 9.0, 30.0];
+const GAINS: [f64; 6] = [0.4, 0.8, 1.6, 3.2, 8.0, 30.0];
+/// How far those that harm do, by the magnitude of a normal deviate: shares, and their scales. In the
+/// last way, little and very much: where the noise is small, that much says nothing about it.
+const HARMS: [[(f64, f64); 3]; 4] = [
+    [(1.0, 3.0), (0.0, 1.0), (0.0, 1.0)],
+    [(1.0, 9.0), (0.0, 1.0), (0.0, 1.0)],
+    [(1.0, 30.0), (0.0, 1.0), (0.0, 1.0)],
+    [(0.6, 4.0), (0.2, 30.0), (0.2, 300.0)],
+];
+/// Shares of all changes that draw their luck anew.
+const REDRAWN: [f64; 2] = [0.01, 0.35];
+
+/// A world is believed in this much at least: what a night did not show, the next may.
+const LEAST_BELIEF: f64 = 1e-100;
+
+/// All combinations of [`HELPS`], [`NOTHINGS`] and [`REDRAWN`].
+fn shares() -> impl Iterator<Item = (f64, f64, f64)> {
+    let pairs = HELPS.into_iter().flat_map(|helps| NOTHINGS.map(|nothing| (helps, nothing)));
+    pairs.flat_map(|(helps, nothing)| REDRAWN.map(|redrawn| (helps, nothing, redrawn)))
+}
 
 impl Default for Effects {
     fn default() -> Self {
         let mut worlds = Vec::new();
-        for helps in HELPS {
-            for nothing in NOTHINGS {
-                for gain in 0..GAINS.len() {
-                    for harm in 0..HARMS.len() {
-                        let rest = 1.0 - helps;
-                        let shares = [helps, rest * nothing, rest * (1.0 - nothing)];
-                        let log_shares = shares.map(f64::ln);
-                        worlds.push(World { log_shares, gain, harm, log_belief: 0.0 });
-                    }
+        for (helps, nothing, redrawn) in shares() {
+            let rest = 1.0 - helps;
+            let shares = [helps, rest * nothing, rest * (1.0 - nothing)];
+            let cases = [1.0 - redrawn, redrawn];
+            for gain in 0..GAINS.len() {
+                for harm in 0..HARMS.len() {
+                    let kinds = [1 + gain, 0, 1 + GAINS.len() + harm];
+                    worlds.push(World { shares, kinds, cases, belief: 0.0 });
                 }
             }
         }
+        let belief = 1.0 / worlds.len() as f64;
+        worlds.iter_mut().for_each(|world| world.belief = belief);
         Self { worlds }
     }
 }
 
 impl Effects {
-    /// What to believe of a change that measured `y` above what the incumbent is believed to cost,
-    /// where that difference is uncertain by `variance`. Learns from it, and says how well all
-    /// worlds together foresaw it: the logarithm of its density.
-    pub(super) fn learn(&mut self, y: f64, variance: f64) -> (Effect, f64) {
-        self.normalise();
-        let nothing = Kind::nothing(y, variance);
-        let helps = GAINS.map(|gain| Kind::helps(y, variance, gain));
-        let harms = HARMS.map(|scale| Kind::harms(y, variance, scale));
-        let mut moments = Vec::with_capacity(self.worlds.len());
-        for world in &mut self.worlds {
-            let kinds = [helps[world.gain], nothing, harms[world.harm]];
-            let logs: [f64; 3] =
-                std::array::from_fn(|kind| world.log_shares[kind] + kinds[kind].log_density);
-            let density = log_sum(logs);
-            world.log_belief += density;
-            let shares = logs.map(|log| (log - density).exp());
-            let mean = |of: fn(&Kind) -> f64| -> f64 {
-                shares.iter().zip(&kinds).map(|(share, kind)| share * of(kind)).sum()
-            };
-            moments.push([mean(|kind| kind.mean), mean(|kind| kind.square), shares[0]]);
-        }
-        let after = log_sum(self.worlds.iter().map(|world| world.log_belief));
-        let mut sums = [0.0; 3];
-        for (world, moments) in self.worlds.iter().zip(&moments) {
-            let belief = (world.log_belief - after).exp();
-            for (sum, moment) in sums.iter_mut().zip(moments) {
-                *sum += belief * moment;
-            }
-        }
-        let [mean, square, helps] = sums;
-        // Rounding may lead a little beyond what is possible.
-        let variance = (square - mean * mean).max(0.0);
-        let effect = Effect { mean, variance, helps: helps.min(1.0) };
-        (effect, after)
-    }
+    /// What to believe of a change that was measured: an effect for each case. Learns from it, and
+    /// says how well all worlds together foresaw it: the logarithm of its density.
+    pub(super) fn learn(&mut self, cases: [Case; 2]) -> ([Effect; 2], f64) {
+        let kinds = cases.map(|case| Kind::all(case.y, case.variance));
+        // Relative to the greatest, so that none that matters vanishes.
+        let logs = kinds.iter().flatten().map(|kind| kind.log_density);
+        let greatest = logs.fold(f64::NEG_INFINITY, f64::max);
+        let densities = kinds.map(|kinds| kinds.map(|kind| (kind.log_density - greatest).exp()));
 
-    /// Makes the beliefs sum to one.
-    fn normalise(&mut self) {
-        let total = log_sum(self.worlds.iter().map(|world| world.log_belief));
+        // For each case: the density, with it the moments, and the part of those that help.
+        let mut sums = [[0.0; 4]; 2];
         for world in &mut self.worlds {
-            world.log_belief -= total;
+            let mut density = 0.0;
+            for case in 0..2 {
+                let [helps, nothing, harms] = std::array::from_fn(|at| {
+                    let kind = world.kinds[at];
+                    let share = world.cases[case] * world.shares[at];
+                    (share * densities[case][kind], kinds[case][kind])
+                });
+                let mean = |of: fn(&Kind) -> f64| {
+                    [helps, nothing, harms].iter().map(|(part, kind)| part * of(kind)).sum::<f64>()
+                };
+                let moments =
+                    [mean(|_| 1.0), mean(|kind| kind.mean), mean(|kind| kind.square), helps.0];
+                density += moments[0];
+                for (sum, moment) in sums[case].iter_mut().zip(moments) {
+                    *sum += world.belief * moment;
+                }
+            }
+            world.belief *= density;
         }
+        let total: f64 = sums.iter().map(|sums| sums[0]).sum();
+        for world in &mut self.worlds {
+            world.belief = (world.belief / total).max(LEAST_BELIEF);
+        }
+        let effects = sums.map(|[density, mean, square, helps]| {
+            if density <= 0.0 {
+                return Effect::default();
+            }
+            let (mean, square, helps) = (mean / density, square / density, helps / density);
+            // Rounding may lead a little beyond what is possible.
+            let variance = (square - mean * mean).max(0.0);
+            Effect { share: density / total, mean, variance, helps: helps.min(1.0) }
+        });
+        (effects, total.ln() + greatest)
     }
 }
 
@@ -118,7 +152,19 @@ struct Kind {
     square: f64,
 }
 
+/// Kinds of change that worlds are made of.
+const KINDS: usize = 1 + GAINS.len() + HARMS.len();
+
 impl Kind {
+    /// Nothing, then all sizes of gain, then all of harm.
+    fn all(y: f64, variance: f64) -> [Self; KINDS] {
+        std::array::from_fn(|at| match at.checked_sub(1) {
+            None => Self::nothing(y, variance),
+            Some(gain) if gain < GAINS.len() => Self::helps(y, variance, GAINS[gain]),
+            Some(harm) => Self::harms(y, variance, HARMS[harm - GAINS.len()]),
+        })
+    }
+
     fn nothing(y: f64, variance: f64) -> Self {
         Self { log_density: log_normal(y, variance), mean: 0.0, square: 0.0 }
     }
@@ -133,8 +179,21 @@ impl Kind {
         Self { log_density, mean: -mean, square }
     }
 
+    /// `y = d + noise` with `d` from a mixture of half-normal distributions.
+    fn harms(y: f64, variance: f64, scales: [(f64, f64); 3]) -> Self {
+        let parts = scales.map(|(share, scale)| {
+            let part = Self::half_normal(y, variance, scale);
+            Self { log_density: share.ln() + part.log_density, ..part }
+        });
+        let log_density = log_sum(parts.map(|part| part.log_density));
+        let mean = |of: fn(&Self) -> f64| {
+            parts.iter().map(|part| (part.log_density - log_density).exp() * of(part)).sum()
+        };
+        Self { log_density, mean: mean(|part| part.mean), square: mean(|part| part.square) }
+    }
+
     /// `y = d + noise` with half-normal `d`. Given `y`, so is `d`, around another centre.
-    fn harms(y: f64, variance: f64, scale: f64) -> Self {
+    fn half_normal(y: f64, variance: f64, scale: f64) -> Self {
         let total = variance + scale * scale;
         let (sd, centre) = (scale * (variance / total).sqrt(), y * scale * scale / total);
         let log_density = LN_2 + log_normal(y, total) + log_cdf(centre / sd);
@@ -175,6 +234,11 @@ pub(super) fn log_sum(logs: impl IntoIterator<Item = f64, IntoIter: Clone>) -> f
 mod tests {
     use super::*;
 
+    /// Both cases, where there is no luck.
+    fn both(y: f64) -> [Case; 2] {
+        [Case { y, variance: 1.0 }; 2]
+    }
+
     /// Sums a function of the change over its distribution, by brute force.
     fn integral(density: impl Fn(f64) -> f64, from: f64, to: f64) -> f64 {
         let steps = 200_000;
@@ -185,10 +249,14 @@ mod tests {
     #[test]
     fn the_kinds_agree_with_integrals_by_brute_force() {
         for (y, variance) in [(-3.0, 1.0), (0.3, 1.4), (2.0, 1.1), (-12.0, 1.0), (9.0, 2.0)] {
-            let (gain, scale) = (1.6, 6.0);
+            let (gain, scales) = (1.6, [(0.7, 6.0), (0.2, 2.0), (0.1, 9.0)]);
             let noise = |d: f64| log_normal(y - d, variance).exp();
             let exponential = |d: f64| (d / gain).exp() / gain * noise(d);
-            let half_normal = |d: f64| 2.0 * log_normal(d, scale * scale).exp() * noise(d);
+            let half_normal = |d: f64| {
+                let parts =
+                    scales.map(|(share, scale)| 2.0 * share * log_normal(d, scale * scale).exp());
+                parts.iter().sum::<f64>() * noise(d)
+            };
             let check = |kind: Kind, density: &dyn Fn(f64) -> f64, from, to| {
                 let total = integral(density, from, to);
                 let mean = integral(|d| d * density(d), from, to) / total;
@@ -201,7 +269,7 @@ mod tests {
                 }
             };
             check(Kind::helps(y, variance, gain), &exponential, -60.0, 0.0);
-            check(Kind::harms(y, variance, scale), &half_normal, 0.0, 60.0);
+            check(Kind::harms(y, variance, scales), &half_normal, 0.0, 60.0);
         }
     }
 
@@ -218,9 +286,9 @@ mod tests {
         let after = |measured: &[f64]| {
             let mut effects = Effects::default();
             for &y in measured {
-                effects.learn(y, 1.0);
+                effects.learn(both(y));
             }
-            effects.learn(-1.0, 1.0).0.helps
+            effects.learn(both(-1.0)).0[0].helps
         };
         let nothing: Vec<_> = (0..40).map(|n| f64::from(n % 9) / 4.0 - 1.0).collect();
         let much: Vec<_> = (0..40).map(|n| if n % 2 == 0 { -4.0 } else { 3.0 }).collect();
@@ -231,9 +299,27 @@ mod tests {
     fn no_measurement_breaks_the_belief() {
         let mut effects = Effects::default();
         for y in [0.0, 1e6, -1e6, 1e-9, -40.0, 700.0] {
-            let (effect, log_density) = effects.learn(y, 1.0);
+            let ([effect, _], log_density) = effects.learn(both(y));
             assert!(effect.mean.is_finite() && effect.variance >= 0.0, "{effect:?} for {y}");
             assert!((0.0..=1.0).contains(&effect.helps) && log_density.is_finite(), "{y}");
         }
+    }
+
+    #[test]
+    fn the_case_that_foresaw_a_measurement_is_believed_and_how_often_is_learned() {
+        let cases = |y: f64| [Case { y, variance: 1.0 }, Case { y, variance: 400.0 }];
+        let redrawn = |effects: &Effects, y: f64| {
+            let ([shared, redrawn], _) = effects.clone().learn(cases(y));
+            assert!((shared.share + redrawn.share - 1.0).abs() < 1e-12);
+            redrawn.share
+        };
+        let (mut seldom, mut often) = (Effects::default(), Effects::default());
+        for n in 0..30 {
+            seldom.learn(cases(0.3));
+            often.learn(cases([25.0, -25.0, 0.3, 0.3][n % 4]));
+        }
+        assert!(redrawn(&seldom, 0.1) < 0.1 && redrawn(&often, 0.1) < 0.1);
+        assert!(redrawn(&seldom, -25.0) < redrawn(&often, -25.0));
+        assert!(redrawn(&often, -25.0) > 0.8);
     }
 }

@@ -9,6 +9,7 @@
 
 mod belief;
 mod effects;
+mod normal;
 mod significant;
 pub mod simulation;
 
@@ -75,7 +76,7 @@ pub struct Evidence {
     pub improves: f64,
     /// By how much it can be expected to be better, in the unit of the score.
     pub expected_gain: f64,
-    /// The standard deviation of a measurement, as far as was known.
+    /// The standard deviation of a measurement under one seed, as far as was known.
     pub noise: f64,
 }
 
@@ -128,6 +129,8 @@ const BAR_BITS: usize = 10;
 pub struct Candidate<'a> {
     /// Lower is better.
     pub cost: f64,
+    /// The seed that it was measured under.
+    pub seed: u64,
     /// Whether its source is shorter than the incumbent's.
     pub is_shorter: bool,
     /// How much less it cost than the incumbent in each further measurement of both.
@@ -161,33 +164,34 @@ impl Judge {
     /// Learns from a trial that was decided before.
     pub fn remember(&mut self, trial: &Trial) {
         match (trial.cost(), trial.repeats) {
-            (Some(cost), Some(_)) => self.control(cost),
+            (Some(cost), Some(_)) => self.control(cost, trial.seed),
             (Some(cost), None) => {
-                let candidate = Candidate { cost, is_shorter: false, differences: &[] };
+                let candidate =
+                    Candidate { cost, seed: trial.seed, is_shorter: false, differences: &[] };
                 self.weigh(candidate, Some(trial.is_kept()));
             }
             (None, _) => {}
         }
     }
 
-    /// The incumbent was measured again.
-    pub fn control(&mut self, cost: f64) {
+    /// The incumbent was measured again, under this seed.
+    pub fn control(&mut self, cost: f64, seed: u64) {
         if let Some(belief) = &mut self.belief {
-            belief.control(cost);
+            belief.control(cost, seed);
             self.has_controls = true;
         }
     }
 
-    /// The highest cost at which the next candidate would be kept, or measured again; `None` before
-    /// the baseline is measured.
-    pub fn bar(&self, is_shorter: bool) -> Option<f64> {
+    /// The highest cost at which the next candidate, under this seed, would be kept, or measured again;
+    /// `None` before the baseline is measured.
+    pub fn bar(&self, seed: u64, is_shorter: bool) -> Option<f64> {
         let belief = self.belief.as_ref()?;
         if self.rule != JudgeRule::Posterior {
             return Some(self.incumbent);
         }
         let share = worthwhile(is_shorter);
         let is_kept = |cost: f64| {
-            let assessment = belief.clone().assess(cost);
+            let assessment = belief.clone().assess(cost, seed);
             assessment.gain > share * assessment.noise
         };
         let reach = BAR_WITHIN * belief.noise();
@@ -199,8 +203,8 @@ impl Judge {
         Some(discarded)
     }
 
-    /// The standard deviation of a measurement; `None` as long as nothing was measured twice, and
-    /// it would be a guess.
+    /// The standard deviation of a measurement under one seed; `None` as long as nothing was measured
+    /// twice, and it would be a guess.
     pub fn noise(&self) -> Option<f64> {
         self.belief.as_ref().filter(|_| self.has_controls).map(Belief::noise)
     }
@@ -212,14 +216,14 @@ impl Judge {
     }
 
     fn weigh(&mut self, candidate: Candidate<'_>, decided: Option<bool>) -> Decision {
-        let Candidate { cost, is_shorter, differences } = candidate;
+        let Candidate { cost, seed, is_shorter, differences } = candidate;
         let tested = self.belief.as_ref().map(|belief| self.test(&candidate, belief.noise()));
         let Some(belief) = &mut self.belief else {
-            self.belief = Some(Belief::new(cost));
+            self.belief = Some(Belief::new(cost, seed));
             self.incumbent = cost;
             return Decision { keep: true, reason: "the baseline".to_owned(), evidence: None };
         };
-        let assessment = belief.assess(cost);
+        let assessment = belief.assess(cost, seed);
         let share = worthwhile(is_shorter);
         let keep = decided.unwrap_or(match self.rule {
             JudgeRule::Greedy => cost < self.incumbent,
@@ -264,17 +268,17 @@ mod tests {
     #[test]
     fn what_is_below_the_bar_is_kept_and_what_is_above_is_not() {
         for rule in [JudgeRule::Posterior, JudgeRule::Greedy] {
-            let candidate = |cost| Candidate { cost, is_shorter: false, differences: &[] };
+            let candidate = |cost| Candidate { cost, seed: 0, is_shorter: false, differences: &[] };
             let judge = |more: f64| {
                 let mut judge = Judge::new(rule);
                 judge.decide(candidate(1.7));
-                for cost in [1.705, 1.698] {
-                    judge.control(cost);
+                for (seed, cost) in [(1, 1.705), (2, 1.698)] {
+                    judge.control(cost, seed);
                 }
                 for cost in [1.75, 1.703, 1.72, 1.69, 1.8] {
                     judge.decide(candidate(cost));
                 }
-                let bar = judge.bar(false).unwrap();
+                let bar = judge.bar(0, false).unwrap();
                 judge.decide(candidate(bar + more)).keep
             };
             assert_eq!((judge(-1e-3), judge(1e-3)), (true, false), "{rule}");
@@ -284,9 +288,9 @@ mod tests {
     #[test]
     fn a_shorter_source_has_a_lower_bar_to_clear() {
         let mut judge = Judge::new(JudgeRule::Posterior);
-        assert_eq!(judge.bar(false), None);
-        judge.decide(Candidate { cost: 1.7, is_shorter: false, differences: &[] });
-        judge.control(1.705);
-        assert!(judge.bar(true) > judge.bar(false));
+        assert_eq!(judge.bar(0, false), None);
+        judge.decide(Candidate { cost: 1.7, seed: 0, is_shorter: false, differences: &[] });
+        judge.control(1.705, 1);
+        assert!(judge.bar(0, true) > judge.bar(0, false));
     }
 }

@@ -48,7 +48,7 @@ impl Replay {
         for trial in trials {
             let is_candidate = trial.trial > 0 && trial.repeats.is_none();
             let came_in = is_candidate && trial.outcome.is_measured();
-            let foreseen = judge.bar(false).filter(|_| came_in).and_then(|bar| {
+            let foreseen = judge.bar(trial.seed, false).filter(|_| came_in).and_then(|bar| {
                 let mut race = Race::new(&ledger, bar)?.hopeless_below(hopeless);
                 race.look(&trial.measurement.loss_curve)
             });
