@@ -68,7 +68,7 @@ pub(crate) enum Origin {
     Control {
         of: usize,
     },
-    Proposed(Turn),
+    Proposed(Box<Turn>),
 }
 
 /// What becomes a line of the ledger, beside the measurement.
@@ -159,8 +159,12 @@ impl Study {
             let _ = fs::remove_dir_all(&attempt.folder);
             return Ok(None);
         };
-        if let Origin::Control { .. } = origin {
-            attempt.seed = derived_seed("control", self.config.seed, number);
+        match &mut origin {
+            Origin::Baseline => {}
+            Origin::Control { .. } => {
+                attempt.seed = derived_seed("control", self.config.seed, number);
+            }
+            Origin::Proposed(turn) => attempt.built = turn.built.take(),
         }
         let Some(ending) = self.carry_out(&mut attempt, &mut origin)? else {
             self.workspace.reset()?;
@@ -235,7 +239,7 @@ impl Study {
         if self.is_control(number) {
             return Ok(Some(Origin::Control { of: incumbent.trial }));
         }
-        Ok(self.propose(number)?.map(Origin::Proposed))
+        Ok(self.propose(number)?.map(|turn| Origin::Proposed(Box::new(turn))))
     }
 
     fn entry(&self, origin: &Origin) -> Result<Entry> {
@@ -430,7 +434,8 @@ impl Study {
         self.workspace.write(&text)?;
         write(&attempt.folder.join("change.diff"), &self.workspace.diff()?)?;
         let running = Running { trial: attempt.number, proposer, description, usage };
-        let next = RefCell::new(self.next_dossier(running)?);
+        let next = self.next_dossier(running)?;
+        let next = RefCell::new(next.map(|dossier| (dossier, self.laboratory.builder())));
         let proposers = RefCell::new(&mut self.proposers);
         let observers = &self.observers;
         let source = Source { text: &text, folder: self.workspace.folder() };
@@ -438,9 +443,9 @@ impl Study {
             tell(observers, &event);
             // Before that, a repair may need its author, and the compiler the machine.
             if let Event::Training { .. } | Event::Running { .. } = event
-                && let Some(dossier) = next.take()
+                && let Some((dossier, builder)) = next.take()
             {
-                proposers.borrow_mut().think(dossier, observers.clone());
+                proposers.borrow_mut().think(dossier, builder, observers.clone());
             }
         })
     }

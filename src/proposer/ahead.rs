@@ -1,7 +1,7 @@
 //! Proposers at work while a trial trains, and what they came up with until its turn has come.
 
 use super::{Dossier, Roster, Turn};
-use crate::{Event, Result, StopHandle, Trial, builder::tell};
+use crate::{Event, Result, StopHandle, Trial, builder::tell, laboratory::Builder};
 use crossbeam_channel::Sender;
 use std::{panic::resume_unwind, thread::JoinHandle};
 
@@ -56,13 +56,23 @@ impl Ahead {
         worked_on.or(there) == Some(trial)
     }
 
-    /// Begins to think about the trial of the dossier.
-    pub(crate) fn think(&mut self, dossier: Dossier, observers: Vec<Sender<Event>>) {
+    /// Begins to think about the trial of the dossier; what comes of it is built where there is a
+    /// builder.
+    pub(crate) fn think(
+        &mut self,
+        dossier: Dossier,
+        builder: Option<Builder>,
+        observers: Vec<Sender<Event>>,
+    ) {
         let mut roster = std::mem::take(&mut self.roster);
         let (trial, stop) = (dossier.trial, dossier.stop.clone());
         let thread = std::thread::spawn(move || {
             let tell = |event| tell(&observers, &event);
-            let turn = dossier.lay_folder().and_then(|()| roster.propose(&dossier.brief(), &tell));
+            let brief = dossier.brief();
+            let mut turn = dossier.lay_folder().and_then(|()| roster.propose(&brief, &tell));
+            if let (Ok(Some(turn)), Some(build)) = (&mut turn, builder) {
+                turn.built = build(&turn.proposal.source, &brief.folder_of(brief.trial));
+            }
             (roster, turn.map(|turn| turn.map(|turn| Thought { turn, dossier })))
         });
         self.work = Some(Work { trial, stop, thread });

@@ -1,7 +1,7 @@
 //! The proposers of one study: whose turn it is, who rests, who is out.
 
 use super::{Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Running, Usage};
-use crate::{Error, Event, Outcome, Result, Trial};
+use crate::{Error, Event, Outcome, Result, Trial, laboratory::Built};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Gamma};
@@ -69,6 +69,8 @@ pub(crate) struct Turn {
     pub proposal: Proposal,
     /// What the study did with it, for the human.
     pub remarks: Vec<String>,
+    /// If the source was built already.
+    pub built: Option<Built>,
     /// What it has used up, from the first word to the last repair.
     pub usage: Usage,
     /// How long its proposer was at it.
@@ -201,6 +203,7 @@ impl Roster {
             name: member.name.clone(),
             proposal: on_one_line(proposed?),
             remarks: Vec::new(),
+            built: None,
             usage: std::mem::take(&mut member.unclaimed),
             took: begun.elapsed(),
         })

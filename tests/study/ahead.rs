@@ -7,8 +7,8 @@
 use crate::tiny;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use overnight::{
-    CommandObjective, Event, JudgeRule, Ledger, Outcome, Status, StopHandle, Study, StudyBuilder,
-    Trial,
+    CommandObjective, Event, JudgeRule, Ledger, Outcome, Sandbox, Status, StopHandle, Study,
+    StudyBuilder, Trial,
     proposer::{Agent, Brief, Fault, Proposal, ProposeError, Proposer, Usage},
 };
 use std::{
@@ -55,13 +55,36 @@ struct Thinker {
     usage: Usage,
 }
 
+/// The other ends of a thinker's channels.
+struct Ends {
+    asked: Receiver<Asked>,
+    answers: Sender<Result<Proposal, ProposeError>>,
+    faults: Receiver<(usize, Fault, String)>,
+}
+
+impl Thinker {
+    fn new() -> (Self, Ends) {
+        let ((asked_by, asked), (answers, answered)) = (unbounded(), unbounded());
+        let (faults_of, faults) = unbounded();
+        let thinker = Self {
+            thinks: true,
+            asked: asked_by,
+            answers: answered,
+            repairs: Vec::new(),
+            faults: faults_of,
+            usage: Usage::default(),
+        };
+        (thinker, Ends { asked, answers, faults })
+    }
+}
+
 impl Proposer for Thinker {
     fn name(&self) -> &str {
         "thinker"
     }
 
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
-        assert_eq!(fs::read_to_string(brief.folder.join("value.rs")).unwrap(), brief.source);
+        assert_eq!(fs::read_to_string(brief.folder.join(brief.edited)).unwrap(), brief.source);
         let asked = Asked {
             trial: brief.trial,
             source: brief.source.to_owned(),
@@ -93,7 +116,7 @@ impl Proposer for Thinker {
         proposal: &Proposal,
         fault: &Fault,
     ) -> Result<Option<Proposal>, ProposeError> {
-        assert_eq!(fs::read_to_string(brief.folder.join("value.rs")).unwrap(), brief.source);
+        assert_eq!(fs::read_to_string(brief.folder.join(brief.edited)).unwrap(), brief.source);
         assert!(brief.running.is_none());
         let _ = self.faults.send((brief.trial, fault.clone(), proposal.source.clone()));
         self.usage += Usage { usd: Some(0.25), tokens: None };
@@ -141,18 +164,8 @@ impl Night {
         prepare: impl FnOnce(&Path, &mut Thinker),
         describe: impl FnOnce(StudyBuilder) -> StudyBuilder + Send + 'static,
     ) -> Self {
-        let (asked_by, asked) = unbounded();
-        let (answers, answered) = unbounded();
-        let (faults_of, faults) = unbounded();
         let (observer, events) = unbounded();
-        let mut thinker = Thinker {
-            thinks: true,
-            asked: asked_by,
-            answers: answered,
-            repairs: Vec::new(),
-            faults: faults_of,
-            usage: Usage::default(),
-        };
+        let (mut thinker, Ends { asked, answers, faults }) = Thinker::new();
         let [project, locks, dir] =
             ["project", "locks", "study"].map(|name| place.path().join(name));
         for folder in [&project, &locks] {
@@ -438,4 +451,61 @@ pub fn an_agent_thinks_ahead_of_a_trainer() {
     assert!(study.folder_of(2).join("propose.out").exists());
     let source = fs::read_to_string(study.folder_of(2).join("source.rs")).unwrap();
     assert!(source.contains("= 3.0;") && source.contains("else { 48 }"), "{source}");
+}
+
+pub fn beside_a_trial_on_a_card_the_next_one_is_built() {
+    for has_card in [true, false] {
+        let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+        // Where there is this file, trial 1 trains on. It may look, since nothing is confined.
+        let lock = dir.path().join("lock");
+        fs::write(&lock, "").unwrap();
+        let wait = format!(
+            "while session.progress() > 0.5 && Path::new({lock:?}).exists() {{ \
+             std::thread::sleep(std::time::Duration::from_millis(20)); }}\n\
+             match DEED {{ Deed::PanicInTraining =>"
+        );
+        let slow = tiny::smoothing("60.0")
+            .replace("match DEED {\n                Deed::PanicInTraining =>", &wait);
+        assert!(slow.contains("session.progress() > 0.5 && Path"));
+
+        let (thinker, Ends { asked, answers, .. }) = Thinker::new();
+        let mut study = tiny::study(&dir.path().join("study"), corpus.path())
+            .sandbox(Sandbox::Off)
+            .proposer(thinker);
+        if has_card {
+            // The tiny trainer does not touch it.
+            study = study.cuda_device(0);
+        }
+        let mut study = study.open().unwrap();
+        let library = |trial: usize| {
+            let name = format!("trainer{}", std::env::consts::DLL_SUFFIX);
+            dir.path().join(format!("study/trials/{trial:04}")).join(name)
+        };
+        let night = spawn(move || {
+            study.optimize(Some(2)).unwrap();
+            study.trials().to_vec()
+        });
+        let propose = |trial, source| {
+            assert_eq!(asked.recv().unwrap().trial, trial);
+            answers.send(Ok(Proposal::new(source, "an idea"))).unwrap();
+        };
+        propose(1, slow);
+        propose(2, tiny::smoothing("3.0"));
+        if has_card {
+            while !library(2).exists() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            // Whoever builds it in its turn will not find out that it became the baseline's.
+            let other = dir.path().join("other");
+            fs::copy(library(0), &other).unwrap();
+            fs::rename(&other, library(2)).unwrap();
+        }
+        assert_eq!(library(2).exists(), has_card, "trial 1 still trains");
+        fs::remove_file(&lock).unwrap();
+        let trials = night.join().unwrap();
+        let score = |trial: usize| trials[trial].score().unwrap();
+        assert_eq!(trials[1].status, Status::Discard, "{trials:#?}");
+        assert_eq!(score(2) == score(0), has_card, "{trials:#?}");
+        assert!(trials[2].measurement.build_seconds.is_some());
+    }
 }

@@ -54,7 +54,8 @@ fn main() {
             during_a_control_run_the_trial_after_it_is_thought_about,
             repairs_of_either_trial_go_to_its_author,
             who_does_not_think_is_asked_when_all_is_known,
-            an_agent_thinks_ahead_of_a_trainer;
+            an_agent_thinks_ahead_of_a_trainer,
+            beside_a_trial_on_a_card_the_next_one_is_built;
         chatting:
             a_chat_model_completes_a_study;
         comparing:
