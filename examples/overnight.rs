@@ -59,6 +59,10 @@ struct Options {
     /// How long a coding agent may take over a proposal
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     agent_limit: Duration,
+    /// Ask every proposer when the trial before is over; an agent or a model is otherwise asked while
+    /// that trains
+    #[arg(long)]
+    no_ahead: bool,
     /// Measure the baseline this many times more first, to know the noise of a measurement
     #[arg(long, value_name = "N", default_value_t = 2)]
     controls: usize,
@@ -179,6 +183,9 @@ fn study(
     }
     if options.no_race {
         builder = builder.without_race();
+    }
+    if options.no_ahead {
+        builder = builder.without_thinking_ahead();
     }
     if options.allow_unsafe {
         builder = builder.allow_unsafe();

@@ -10,7 +10,7 @@ use crate::{
     laboratory::{CommandLaboratory, CommandObjective, Laboratory, TrainerLaboratory},
     ledger::Ledger,
     project::Project,
-    proposer::{Allowance, Proposer, Roster, Tuner},
+    proposer::{Ahead, Allowance, Proposer, Roster, Tuner},
     runner::{Limits, Runner, Sandbox},
     stop::StopHandle,
     trainer_crate::TrainerCrate,
@@ -41,6 +41,7 @@ pub struct StudyBuilder {
     proposers: Vec<Box<dyn Proposer>>,
     allowance: Option<Allowance>,
     first_pause: Duration,
+    thinks_ahead: bool,
     repairs: usize,
     controls: usize,
     control_every: Option<usize>,
@@ -73,6 +74,7 @@ impl StudyBuilder {
             proposers: Vec::new(),
             allowance: None,
             first_pause: Duration::from_mins(1),
+            thinks_ahead: true,
             repairs: 2,
             controls: 2,
             control_every: Some(50),
@@ -180,6 +182,14 @@ impl StudyBuilder {
     /// 32 times. Default: a minute.
     pub fn first_pause(mut self, pause: Duration) -> Self {
         self.first_pause = pause;
+        self
+    }
+
+    /// Asks every proposer when the trial before has come to its end. Default: one that
+    /// [`thinks`](Proposer::thinks), such as an agent or a chat model, is asked for the next proposal
+    /// while a trial trains, and takes from a trainer on the CPU what it needs of the CPU itself.
+    pub fn without_thinking_ahead(mut self) -> Self {
+        self.thinks_ahead = false;
         self
     }
 
@@ -326,13 +336,14 @@ impl StudyBuilder {
             self.proposers.push(Box::new(Tuner::new(self.seed)));
         }
         let mut study = Study {
-            brief_folder: dir.join("brief"),
             dir,
             _lock: lock,
             config,
             program: self.program,
             references: subject.references,
-            roster: Roster::new(self.proposers, self.allowance, self.first_pause),
+            proposers: Ahead::new(Roster::new(self.proposers, self.allowance, self.first_pause)),
+            thinks_ahead: self.thinks_ahead,
+            goes_on: false,
             baseline: subject.project.source,
             laboratory: subject.laboratory,
             ledger,

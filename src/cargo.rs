@@ -23,7 +23,7 @@ use std::{
 };
 
 /// Builds the trials of one trainer crate.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cargo {
     /// The crate's copy in the cache, where every trial's source is put in turn.
     folder: PathBuf,

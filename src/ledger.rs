@@ -6,6 +6,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// A study's finished trials: in memory, and durably on disk.
@@ -14,7 +15,7 @@ pub struct Ledger {
     path: PathBuf,
     file: File,
     results: PathBuf,
-    trials: Vec<Trial>,
+    trials: Arc<Vec<Trial>>,
     /// The number of the last trial that was kept.
     incumbent: Option<usize>,
     /// How much of the file is whole lines.
@@ -45,6 +46,7 @@ impl Ledger {
         directory.sync_all().map_err(Error::io("write", folder))?;
         let results = folder.join("results.tsv");
         let incumbent = trials.iter().rposition(Trial::is_kept);
+        let trials = Arc::new(trials);
         let ledger = Self { path, file, results, trials, incumbent, length };
         ledger.rewrite_results()?;
         Ok(ledger)
@@ -60,6 +62,11 @@ impl Ledger {
     /// Every finished trial, oldest first.
     pub fn trials(&self) -> &[Trial] {
         &self.trials
+    }
+
+    /// The same, as they are now, for whoever reads them while more are appended.
+    pub(crate) fn snapshot(&self) -> Arc<Vec<Trial>> {
+        Arc::clone(&self.trials)
     }
 
     /// The best trial kept so far.
@@ -90,7 +97,8 @@ impl Ledger {
         if trial.is_kept() {
             self.incumbent = Some(self.trials.len());
         }
-        self.trials.push(trial);
+        // Copied only where somebody still holds a snapshot: a proposer that thinks, for minutes.
+        Arc::make_mut(&mut self.trials).push(trial);
         let open = OpenOptions::new().append(true).open(&self.results);
         open.and_then(|mut file| file.write_all(row.as_bytes()))
             .map_err(Error::io("append to", &self.results))

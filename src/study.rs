@@ -1,4 +1,4 @@
-//! The loop itself: propose, measure, mend, judge, record.
+//! The loop itself: propose, measure, judge, record.
 
 use crate::{
     Error, Event, Measurement, Outcome, Repetition, Result, Status, StopHandle, StudyBuilder,
@@ -9,17 +9,18 @@ use crate::{
     judge::{Candidate, Claim, Decision, Evidence, Judge},
     laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
     ledger::Ledger,
-    proposer::{Brief, Fault, Proposal, Roster, Turn},
+    mending::Ending,
+    proposer::{Ahead, Proposal, Running, Turn, Usage},
     race::{self, Race},
     source::{identity, length},
     workspace::Workspace,
 };
 use crossbeam_channel::Sender;
 use std::{
+    cell::RefCell,
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 /// A search for a better trainer: a folder, a git branch, a ledger.
@@ -31,11 +32,13 @@ pub struct Study {
     /// Held as long as the study is open.
     pub(crate) _lock: File,
     pub(crate) config: Config,
-    /// Where proposers work.
-    pub(crate) brief_folder: PathBuf,
     pub(crate) program: String,
     pub(crate) references: Vec<(String, String)>,
-    pub(crate) roster: Roster,
+    pub(crate) proposers: Ahead,
+    /// Whether proposers may think about the next trial while one trains.
+    pub(crate) thinks_ahead: bool,
+    /// Whether there is to be a proposal after the trial that runs.
+    pub(crate) goes_on: bool,
     /// The source of trial 0.
     pub(crate) baseline: String,
     pub(crate) laboratory: Box<dyn Laboratory>,
@@ -58,25 +61,14 @@ pub struct Study {
 #[cfg(unix)]
 const LEAST_FREE_BYTES: u64 = 256 << 20;
 
-/// Bytes of a failed trial's log that go back to its proposer.
-const LOG_BYTES: usize = 16 << 10;
-
 /// Where a trial's source comes from.
-enum Origin {
+pub(crate) enum Origin {
     Baseline,
     /// The incumbent once more, under another seed.
     Control {
         of: usize,
     },
-    Proposed(Turn),
-}
-
-/// How a proposal ended, when nobody would or could mend it any more.
-struct Ending {
-    outcome: Outcome,
-    reason: Option<String>,
-    repairs: usize,
-    mending: Duration,
+    Proposed(Box<Turn>),
 }
 
 /// What becomes a line of the ledger, beside the measurement.
@@ -124,23 +116,30 @@ impl Study {
     /// runs that belong to them; `None` goes on until the study is stopped or no proposer has
     /// anything left.
     pub fn optimize(&mut self, trials: Option<usize>) -> Result<()> {
-        let mut left = trials;
-        while left != Some(0) || self.is_beginning() {
-            let Some(trial) = self.step()? else { break };
-            if trial.trial > 0 && trial.repeats.is_none() {
-                left = left.map(|left| left.saturating_sub(1));
-            }
-        }
-        Ok(())
+        let optimized = self.go_on(trials);
+        self.goes_on = false;
+        let recalled = self.proposers.recall();
+        optimized.and(recalled)
     }
 
-    /// Whether the next trial is the baseline or one of its control runs.
-    fn is_beginning(&self) -> bool {
-        self.ledger.trials().len() <= self.controls
+    fn go_on(&mut self, mut left: Option<usize>) -> Result<()> {
+        loop {
+            let number = self.ledger.trials().len();
+            if left == Some(0) && number > self.controls {
+                return Ok(());
+            }
+            let is_proposed = !self.is_control(number);
+            let others = left.map(|left| left.saturating_sub(usize::from(is_proposed)));
+            self.goes_on = others != Some(0);
+            if self.step()?.is_none() {
+                return Ok(());
+            }
+            left = others;
+        }
     }
 
     /// Runs one trial to its end and records it. `None`: the study was stopped, or there is nothing
-    /// left to try.
+    /// left to try. Whether another step follows is not known here, so nobody thinks about one.
     ///
     /// # Errors
     /// Only what keeps the study from going on. Whatever becomes of a trial is no error, except for
@@ -151,22 +150,25 @@ impl Study {
         }
         self.check_space()?;
         let number = self.ledger.trials().len();
-        let mut attempt = Attempt::new(number, self.config.seed, self.trial_folder(number)?);
+        let folder = match self.proposers.is_about(number) {
+            true => self.folder_of(number),
+            false => self.trial_folder(number)?,
+        };
+        let mut attempt = Attempt::new(number, self.config.seed, folder);
         let Some(mut origin) = self.originate(number)? else {
             let _ = fs::remove_dir_all(&attempt.folder);
             return Ok(None);
         };
-        if let Origin::Control { .. } = origin {
-            attempt.seed = self.seed_of_control();
+        match &mut origin {
+            Origin::Baseline => {}
+            Origin::Control { .. } => attempt.seed = self.seed_of_control(),
+            Origin::Proposed(turn) => attempt.built = turn.built.take(),
         }
-        let proposing = attempt.begun.elapsed();
         let Some(ending) = self.carry_out(&mut attempt, &mut origin)? else {
             self.workspace.reset()?;
             return Ok(None);
         };
-        let Ending { outcome, reason, repairs, mending } = ending;
-        attempt.measurement.propose_seconds = Some((proposing + mending).as_secs_f64());
-
+        let Ending { outcome, reason, repairs } = ending;
         let mut entry = Entry { outcome, reason, repairs, ..self.entry(&origin)? };
         match (attempt.measurement.cost(), &mut origin) {
             (Some(cost), Origin::Control { .. }) => {
@@ -190,9 +192,10 @@ impl Study {
             (None, _) => {}
         }
         if let Origin::Proposed(turn) = &origin {
-            let usage = self.roster.take_usage(turn);
             let measurement = &mut attempt.measurement;
-            (measurement.propose_usd, measurement.propose_tokens) = (usage.usd, usage.tokens);
+            measurement.propose_seconds = Some(turn.took.as_secs_f64());
+            measurement.propose_usd = turn.usage.usd;
+            measurement.propose_tokens = turn.usage.tokens;
         }
         self.conclude(attempt, entry).map(Some)
     }
@@ -234,19 +237,7 @@ impl Study {
         if self.is_control(number) {
             return Ok(Some(Origin::Control { of: incumbent.trial }));
         }
-        let folder = self.brief_folder.clone();
-        if folder.exists() {
-            fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-        }
-        let source = self.workspace.read()?;
-        write(&folder.join(self.workspace.edited()), &source)?;
-        let mut roster = std::mem::take(&mut self.roster);
-        let turn = roster.propose(&self.brief(number, &source), &|event| self.tell(event));
-        self.roster = roster;
-        Ok(turn?.map(|mut turn| {
-            turn.proposal.description = one_line(&turn.proposal.description);
-            Origin::Proposed(turn)
-        }))
+        Ok(self.propose(number)?.map(|turn| Origin::Proposed(Box::new(turn))))
     }
 
     fn entry(&self, origin: &Origin) -> Result<Entry> {
@@ -262,7 +253,11 @@ impl Study {
                 let proposal = Proposal::new(self.workspace.read()?, format!("trial {of} again"));
                 Entry { repeats: Some(*of), ..Entry::new("control", proposal) }
             }
-            Origin::Proposed(turn) => Entry::new(turn.name.clone(), turn.proposal.clone()),
+            Origin::Proposed(turn) => {
+                let mut proposal = turn.proposal.clone();
+                proposal.remarks.extend_from_slice(&turn.remarks);
+                Entry::new(turn.name.clone(), proposal)
+            }
         })
     }
 
@@ -388,10 +383,10 @@ impl Study {
         fs::read_to_string(&path).map_err(Error::io("read", path))
     }
 
-    /// Whether the incumbent is measured again in this trial.
-    fn is_control(&self, number: usize) -> bool {
+    /// Whether nothing is proposed for this trial: it is the baseline, or the incumbent once more.
+    pub(crate) fn is_control(&self, number: usize) -> bool {
         let beyond = number.saturating_sub(self.controls);
-        self.is_beginning()
+        number <= self.controls
             || self.control_every.is_some_and(|every| beyond.is_multiple_of(every.max(2)))
     }
 
@@ -422,144 +417,45 @@ impl Study {
         Some(race)
     }
 
-    /// What a proposer is told. There is an incumbent once trial 0 stands.
-    fn brief<'a>(&'a self, number: usize, source: &'a str) -> Brief<'a> {
-        Brief {
-            trial: number,
-            seed: derived_seed("proposal", self.config.seed, number),
-            incumbent: self.ledger.incumbent().unwrap_or(&self.ledger.trials()[0]),
-            source,
-            edited: self.workspace.edited(),
-            program: &self.program,
-            references: &self.references,
-            history: self.ledger.trials(),
-            noise: self.judge.noise(),
-            study: &self.dir,
-            folder: &self.brief_folder,
-            stop: &self.stop,
-        }
-    }
-
-    /// Measures a source, and has it mended where it comes to nothing, up to the limit. `None`: the
-    /// study was stopped.
-    fn carry_out(&mut self, attempt: &mut Attempt, origin: &mut Origin) -> Result<Option<Ending>> {
-        let (mut repairs, mut mending) = (0, Duration::ZERO);
-        loop {
-            let (outcome, reason) = match self.measure(attempt, origin) {
-                Ok(()) => {
-                    let outcome = Outcome::Measured;
-                    return Ok(Some(Ending { outcome, reason: None, repairs, mending }));
-                }
-                Err(Halt::Ended { outcome, reason }) => (outcome, reason),
-                Err(Halt::Interrupted) => return Ok(None),
-                Err(Halt::Broken(error)) => return Err(error),
-            };
-            let begun = Instant::now();
-            let mended =
-                repairs < self.repairs && self.mend(attempt, origin, (&outcome, &reason))?;
-            mending += begun.elapsed();
-            if mended {
-                repairs += 1;
-            } else if self.stop.is_stopped() {
-                // It may have been stopped while it was being mended, and was never decided.
-                return Ok(None);
-            } else {
-                return Ok(Some(Ending { outcome, reason: Some(reason), repairs, mending }));
-            }
-        }
-    }
-
-    /// Measures a source; what is learned on the way goes into the attempt.
-    fn measure(&mut self, attempt: &mut Attempt, origin: &Origin) -> Result<(), Halt> {
-        let (proposer, description, text) = match origin {
-            Origin::Baseline => ("baseline", "baseline".to_owned(), self.baseline.clone()),
-            Origin::Control { of } => {
-                ("control", format!("trial {of} again"), self.workspace.read()?)
-            }
-            Origin::Proposed(turn) => {
-                let proposal = &turn.proposal;
-                (turn.name.as_str(), proposal.description.clone(), proposal.source.clone())
-            }
-        };
+    /// Measures a source; what is learned on the way goes into the attempt. As soon as it trains,
+    /// others may think about the next proposal.
+    pub(crate) fn measure(&mut self, attempt: &mut Attempt, origin: &Origin) -> Result<(), Halt> {
+        let Entry { proposer, proposal, .. } = self.entry(origin)?;
+        let (text, description) = (proposal.source, proposal.description);
         self.tell(Event::Building {
             trial: attempt.number,
-            proposer: proposer.to_owned(),
-            description,
+            proposer: proposer.clone(),
+            description: description.clone(),
         });
         write(&attempt.folder.join(self.name_of_source()), &text)?;
-        if matches!(origin, Origin::Proposed(_))
-            && let Some(earlier) = self.tried.get(&identity(self.workspace.edited(), &text))
-        {
-            return Err(Halt::Ended {
-                outcome: Outcome::Refused,
-                reason: format!("trial {earlier} was the same program"),
-            });
+        let mut usage = Usage::default();
+        if let Origin::Proposed(turn) = origin {
+            if let Some(earlier) = self.tried.get(&identity(self.workspace.edited(), &text)) {
+                return Err(Halt::Ended {
+                    outcome: Outcome::Refused,
+                    reason: format!("trial {earlier} was the same program"),
+                });
+            }
+            (attempt.race, attempt.forecast) = (self.race(attempt.number, &text), None);
+            usage = turn.usage;
         }
         self.workspace.write(&text)?;
         write(&attempt.folder.join("change.diff"), &self.workspace.diff()?)?;
-        if matches!(origin, Origin::Proposed(_)) {
-            (attempt.race, attempt.forecast) = (self.race(attempt.number, &text), None);
-        }
+        let running = Running { trial: attempt.number, proposer, description, usage };
+        let next = self.next_dossier(running)?;
+        let next = RefCell::new(next.map(|dossier| (dossier, self.laboratory.builder())));
+        let proposers = RefCell::new(&mut self.proposers);
         let observers = &self.observers;
         let source = Source { text: &text, folder: self.workspace.folder() };
-        self.laboratory.measure(attempt, &source, &|event| tell(observers, &event))
-    }
-
-    /// Asks a proposal's author for another version of what came to nothing. The failed version's
-    /// files move to a folder of their own in the trial's.
-    fn mend(
-        &mut self,
-        attempt: &mut Attempt,
-        origin: &mut Origin,
-        (outcome, reason): (&Outcome, &str),
-    ) -> Result<bool> {
-        let Origin::Proposed(turn) = origin else { return Ok(false) };
-        let fault = match outcome {
-            Outcome::Refused => {
-                let identity = identity(self.workspace.edited(), &turn.proposal.source);
-                match self.tried.get(&identity) {
-                    Some(&trial) => Fault::Repeats { trial },
-                    None => return Ok(false),
-                }
+        self.laboratory.measure(attempt, &source, &|event| {
+            tell(observers, &event);
+            // Before that, a repair may need its author, and the compiler the machine.
+            if let Event::Training { .. } | Event::Running { .. } = event
+                && let Some((dossier, builder)) = next.take()
+            {
+                proposers.borrow_mut().think(dossier, builder, observers.clone());
             }
-            Outcome::BuildFailed => {
-                let log = fs::read_to_string(attempt.folder.join("build.log"));
-                Fault::DoesNotCompile { diagnostics: log.unwrap_or_else(|_| reason.to_owned()) }
-            }
-            Outcome::LoadFailed
-            | Outcome::Failed
-            | Outcome::Panicked
-            | Outcome::Exited { .. }
-            | Outcome::Signalled { .. }
-            | Outcome::OutOfSpace => {
-                let log = fs::read(attempt.folder.join("run.log")).unwrap_or_default();
-                let end = &log[log.len().saturating_sub(LOG_BYTES)..];
-                let log = String::from_utf8_lossy(end).into_owned();
-                Fault::Crashed { reason: reason.to_owned(), log }
-            }
-            // A trial that took all of its time, was too far behind or was caught in a lie has had
-            // its chance.
-            Outcome::Measured | Outcome::Pruned | Outcome::TimedOut | Outcome::Rejected => {
-                return Ok(false);
-            }
-        };
-        self.tell(Event::Repairing {
-            trial: attempt.number,
-            proposer: turn.name.clone(),
-            reason: reason.lines().next().unwrap_or_default().to_owned(),
-        });
-        let source = fs::read_to_string(self.brief_folder.join(self.workspace.edited()));
-        let source = source.unwrap_or_default();
-        let mut roster = std::mem::take(&mut self.roster);
-        let brief = self.brief(attempt.number, &source);
-        let mended = roster.repair(&brief, turn, &fault, &|event| self.tell(event));
-        self.roster = roster;
-        let Some(mut proposal) = mended else { return Ok(false) };
-        proposal.description = one_line(&proposal.description);
-        turn.proposal = proposal;
-        set_aside(&attempt.folder, &self.name_of_source())?;
-        attempt.measurement = Measurement::default();
-        Ok(true)
+        })
     }
 
     /// By how much a trial that was kept is better than the one before.
@@ -588,7 +484,7 @@ impl Study {
     fn note(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
         let identity = identity(self.workspace.edited(), source);
         self.tried.entry(identity).or_insert(trial.trial);
-        self.roster.observe(trial, source, gain);
+        self.proposers.observe(trial, source, gain);
     }
 
     /// A fresh folder for a trial. A trial that was cut off left its own behind.
@@ -630,22 +526,6 @@ pub(crate) fn name_of_source(edited: &str, stem: &str) -> String {
     }
 }
 
-/// Moves what a failed version left in a trial's folder to `version-1`, `version-2`, ….
-fn set_aside(folder: &Path, source: &str) -> Result<()> {
-    let number = (1..).find(|n| !folder.join(format!("version-{n}")).exists()).unwrap_or(1);
-    let aside = folder.join(format!("version-{number}"));
-    fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
-    for name in [source, "change.diff", "build.log", "run.log", "loss.jsonl"] {
-        match fs::rename(folder.join(name), aside.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("move", folder.join(name))(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 fn write(path: &Path, text: &str) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
@@ -653,14 +533,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::io("write", path))
 }
 
-/// A description is a line, in the ledger as in a commit.
-fn one_line(text: &str) -> String {
-    let words: Vec<_> = text.split_whitespace().collect();
-    words.join(" ")
-}
-
 /// A seed for one purpose in one trial: independent of what was drawn before in this process.
-fn derived_seed(purpose: &str, seed: u64, trial: usize) -> u64 {
+pub(crate) fn derived_seed(purpose: &str, seed: u64, trial: usize) -> u64 {
     let (seed, trial) = (seed.to_le_bytes(), (trial as u64).to_le_bytes());
     number_of_parts([purpose.as_bytes(), &seed, &trial])
 }

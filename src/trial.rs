@@ -85,7 +85,7 @@ pub struct Measurement {
     pub metric: Option<Metric>,
     /// From the first moment the trainer could ask for a batch to its return.
     pub training_seconds: Option<f64>,
-    /// What the proposer took.
+    /// What the proposer took, also while the trial before was still training.
     pub propose_seconds: Option<f64>,
     /// What the proposer's model cost, in US dollars.
     #[serde(default)]
@@ -99,7 +99,7 @@ pub struct Measurement {
     pub startup_seconds: Option<f64>,
     /// Saving the weights and both rooms of the exam.
     pub eval_seconds: Option<f64>,
-    /// The whole trial.
+    /// What the trial added to the night: from the end of the one before to its own end.
     pub total_seconds: Option<f64>,
     /// Batches that the session handed out.
     pub num_steps: Option<u64>,

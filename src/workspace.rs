@@ -56,6 +56,11 @@ impl Workspace {
         fs::read_to_string(&path).map_err(Error::io("read", path))
     }
 
+    /// The incumbent's source, whatever lies in place.
+    pub(crate) fn kept(&self) -> Result<String> {
+        self.git(&["show", &format!("HEAD:{}", self.edited)])
+    }
+
     /// Puts a trial's source in place, uncommitted.
     pub(crate) fn write(&self, source: &str) -> Result<()> {
         let path = self.folder.join(&self.edited);

@@ -20,7 +20,7 @@ impl View {
         if json {
             Self::Json
         } else if std::io::stderr().is_terminal() {
-            Self::Bars(Bars { bar: ProgressBar::hidden(), stage: String::new(), budget, log })
+            Self::Bars(Bars::new(budget, log))
         } else {
             Self::Lines(Lines { stage: String::new(), last: Instant::now(), log })
         }
@@ -123,11 +123,20 @@ impl Log {
 pub struct Bars {
     bar: ProgressBar,
     stage: String,
+    /// Whether a trial has a source and no end yet.
+    is_running: bool,
+    /// Who thinks about a trial that is still to come.
+    thinking: Option<String>,
     budget: Budget,
     log: Log,
 }
 
 impl Bars {
+    fn new(budget: Budget, log: Log) -> Self {
+        let (bar, stage) = (ProgressBar::hidden(), String::new());
+        Self { bar, stage, is_running: false, thinking: None, budget, log }
+    }
+
     fn show(&mut self, event: &Event) {
         match event {
             Event::Preparing { stage, done, total } => self.count(stage, *done, *total),
@@ -135,8 +144,13 @@ impl Bars {
                 self.count("compiling the trainer's dependencies", *done, *total);
             }
             Event::Proposing { trial, proposer } => {
-                let name = self.log.name(*trial);
-                self.spin(&format!("{name}  {proposer} proposes"));
+                let stage = format!("{}  {proposer} proposes", self.log.name(*trial));
+                // What it has begun beside a running trial may go on after it.
+                if self.is_running {
+                    self.thinking = Some(stage);
+                } else {
+                    self.spin(&stage);
+                }
             }
             Event::Repairing { trial, proposer, reason } => {
                 let name = self.log.name(*trial);
@@ -147,6 +161,7 @@ impl Bars {
                 self.spin(&format!("{name}  running"));
             }
             Event::Building { trial, description, .. } => {
+                self.is_running = true;
                 let name = self.log.name(*trial);
                 self.spin(&format!("{name}  building  {description}"));
             }
@@ -180,6 +195,18 @@ impl Bars {
                 if let Some(line) = self.log.line(event) {
                     self.clear();
                     println!("{line}");
+                }
+                match event {
+                    Event::ProposerFailed { .. } | Event::ProposerRetired { .. } => {
+                        self.thinking = None;
+                    }
+                    Event::Finished(_) => {
+                        self.is_running = false;
+                        if let Some(stage) = self.thinking.take() {
+                            self.spin(&stage);
+                        }
+                    }
+                    _ => {}
                 }
             }
         }

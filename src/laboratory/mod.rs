@@ -13,7 +13,7 @@ use crate::{
 };
 use std::{
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Measures sources, one after the other. What is learned on the way, even of one that comes to
@@ -31,6 +31,22 @@ pub(crate) trait Laboratory: Send {
     fn examine_kept(&mut self, _attempt: &mut Attempt) -> Result<Vec<String>, Halt> {
         Ok(Vec::new())
     }
+
+    /// What builds a source while another one is measured, where that takes nothing from it.
+    fn builder(&self) -> Option<Builder> {
+        None
+    }
+}
+
+/// Builds a source into the folder of a trial that is still to come. `None`: it is left to that trial,
+/// which has to tell why.
+pub(crate) type Builder = Box<dyn FnOnce(&str, &Path) -> Option<Built> + Send>;
+
+/// A source whose library lies in its trial's folder already.
+#[derive(Debug)]
+pub(crate) struct Built {
+    source: String,
+    took: Duration,
 }
 
 /// A source in its work tree.
@@ -49,6 +65,8 @@ pub(crate) struct Attempt {
     /// The trial's own.
     pub folder: PathBuf,
     pub measurement: Measurement,
+    /// What was built before it began, if anything was.
+    pub built: Option<Built>,
     /// Whom it has to beat, if it may be stopped before its budget is spent.
     pub race: Option<Race>,
     pub forecast: Option<Forecast>,
@@ -64,6 +82,7 @@ impl Attempt {
             seed,
             folder,
             measurement: Measurement::default(),
+            built: None,
             race: None,
             forecast: None,
             begun: Instant::now(),

@@ -1,6 +1,6 @@
 //! A trainer's trial: build, train, examine.
 
-use super::{Attempt, Halt, Laboratory, Source};
+use super::{Attempt, Builder, Built, Halt, Laboratory, Source};
 use crate::{
     Budget, Error, Event, Outcome,
     cargo::{Build, Cargo},
@@ -79,6 +79,18 @@ impl Laboratory for TrainerLaboratory {
         }
         Ok(Vec::new())
     }
+
+    fn builder(&self) -> Option<Builder> {
+        // Without a card, the compiler would take the trainer's cores.
+        self.runner.setup.cuda_device?;
+        let cargo = self.cargo.clone();
+        Some(Box::new(move |source, folder| {
+            let begun = Instant::now();
+            let build = cargo.build(source, &folder.join(library_name()), |_, _| {});
+            let built = Built { source: source.to_owned(), took: begun.elapsed() };
+            matches!(build, Ok(Build::Built)).then_some(built)
+        }))
+    }
 }
 
 /// A trained model's weights, in a trial's folder.
@@ -97,6 +109,10 @@ impl TrainerLaboratory {
         library: &Path,
         tell: &dyn Fn(Event),
     ) -> Result<(), Halt> {
+        if let Some(built) = attempt.built.take().filter(|built| built.source == source) {
+            attempt.measurement.build_seconds = Some(built.took.as_secs_f64());
+            return Ok(());
+        }
         let begun = Instant::now();
         let build = self.cargo.build(source, library, |done, total| {
             if attempt.number == 0 {

@@ -77,14 +77,30 @@ impl Desk {
                 self.asked = None;
                 self.submission = Submission::Taken(trial);
             }
-            Note::Finished(trial) => self.trials.push(*trial),
+            Note::Finished(trial) => self.finish(&trial),
+        }
+    }
+
+    /// A trial is over. Observers hear of it first where proposers are still thinking.
+    fn finish(&mut self, trial: &Trial) {
+        if self.finished(trial.trial).is_none() {
+            self.trials.push(trial.clone());
         }
     }
 
     /// What the study told its observers.
     pub(super) fn event(&mut self, event: &Event) {
         self.now = match event {
-            Event::Finished(_) => json!({"event": "between trials"}),
+            Event::Finished(trial) => {
+                self.finish(trial);
+                json!({"event": "between trials"})
+            }
+            // Another proposer thinks ahead; what is waited for is the trial that runs.
+            Event::Proposing { trial, .. }
+                if self.now["trial"].as_u64().is_some_and(|now| now < *trial as u64) =>
+            {
+                return;
+            }
             event => serde_json::to_value(event).unwrap_or_default(),
         };
     }

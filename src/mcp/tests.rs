@@ -283,6 +283,30 @@ fn a_client_without_handshake_is_answered_request_by_request() {
 }
 
 #[test]
+fn a_result_is_told_while_another_proposer_is_still_thinking() {
+    let folder = tempfile::tempdir().unwrap();
+    let study = folder.path().to_owned();
+    let mut client = Client::of(move |submissions, observer, stop| {
+        let trials = vec![trial(0, Status::Keep, Some(1.5), "baseline")];
+        let told = Told { trial: 1, study, trials, ..Told::default() };
+        let _ = submissions.wait(told, &stop);
+        // All proposers are away: the submission's hears of nothing.
+        let done = trial(1, Status::Keep, Some(1.4), "an idea");
+        observer.send(Event::Finished(Box::new(done))).unwrap();
+        while !stop.is_stopped() {
+            sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    client.call("await_result", json!({"seconds": 50}));
+    client.submit("new");
+    let kept = client.call("await_result", json!({"seconds": 50}));
+    assert_eq!(kept["structuredContent"]["state"], "finished", "{kept}");
+    assert_eq!(kept["structuredContent"]["trial"], 1, "{kept}");
+    client.leave().unwrap();
+}
+
+#[test]
 fn a_submission_becomes_a_trial_and_its_result_is_awaited() {
     let folder = tempfile::tempdir().unwrap();
     let mut client = Client::of_open_study(folder.path());

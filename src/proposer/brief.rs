@@ -1,10 +1,11 @@
 //! The brief: all that a proposer is told before it writes.
 
-use super::history;
-use crate::{StopHandle, Trial};
+use super::{Usage, history};
+use crate::{Error, Result, StopHandle, Trial};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// What a proposer is told.
@@ -27,18 +28,84 @@ pub struct Brief<'a> {
     pub references: &'a [(String, String)],
     /// Every finished trial, oldest first.
     pub history: &'a [Trial],
+    /// The trial that is being measured while the proposer thinks, if one is; it is not in the
+    /// history yet.
+    pub running: Option<&'a Running>,
     /// How much two measurements of one source differ: their standard deviation, in the unit of
     /// the score. `None` as long as none was measured twice.
     pub noise: Option<f64>,
     /// The study's folder. `trials/0007/` in it has a trial's `source.rs` and `change.diff`.
     pub study: &'a Path,
     /// A folder to work in. It holds the incumbent's source under its name, laid anew for every
-    /// proposal; [`lay_out`](Self::lay_out) adds the rest. Only [`Proposal::source`] counts.
+    /// proposal and repair; [`lay_out`](Self::lay_out) adds the rest. Only [`Proposal::source`] counts.
     ///
     /// [`Proposal::source`]: super::Proposal::source
     pub folder: &'a Path,
     /// Pulled when the study is to stop: long waits should look at it.
     pub stop: &'a StopHandle,
+}
+
+/// A trial whose end is not known yet.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Running {
+    pub trial: usize,
+    /// Whose proposal it is.
+    pub proposer: String,
+    /// What it tries.
+    pub description: String,
+    /// What it has cost to propose, so far.
+    pub usage: Usage,
+}
+
+/// All that a brief tells, owned: whoever is told may be on another thread.
+#[derive(Debug)]
+pub(crate) struct Dossier {
+    pub trial: usize,
+    pub seed: u64,
+    /// The number of the best trial.
+    pub incumbent: usize,
+    pub source: String,
+    pub edited: String,
+    pub program: String,
+    pub references: Vec<(String, String)>,
+    pub history: Arc<Vec<Trial>>,
+    pub running: Option<Running>,
+    pub noise: Option<f64>,
+    pub study: PathBuf,
+    pub folder: PathBuf,
+    pub stop: StopHandle,
+}
+
+impl Dossier {
+    pub(crate) fn brief(&self) -> Brief<'_> {
+        Brief {
+            trial: self.trial,
+            seed: self.seed,
+            incumbent: &self.history[self.incumbent],
+            source: &self.source,
+            edited: &self.edited,
+            program: &self.program,
+            references: &self.references,
+            history: &self.history,
+            running: self.running.as_ref(),
+            noise: self.noise,
+            study: &self.study,
+            folder: &self.folder,
+            stop: &self.stop,
+        }
+    }
+
+    /// Empties the folder to work in, but for the incumbent's source.
+    pub(crate) fn lay_folder(&self) -> Result<()> {
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder).map_err(Error::io("remove", &self.folder))?;
+        }
+        let path = self.folder.join(&self.edited);
+        let parent = path.parent().unwrap_or(&self.folder);
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        fs::write(&path, &self.source).map_err(Error::io("write", &path))
+    }
 }
 
 /// What to do when nothing has helped for a while. One after the other, for a few trials each.
@@ -62,7 +129,7 @@ const TRIALS_PER_ADVICE: usize = 3;
 impl<'a> Brief<'a> {
     /// Trials since the last improvement, those that failed included.
     pub fn trials_since_improvement(&self) -> usize {
-        self.trial.saturating_sub(self.incumbent.trial + 1)
+        self.history.len().saturating_sub(self.incumbent.trial + 1)
     }
 
     /// Where the study is stuck: how to get off.
@@ -151,6 +218,7 @@ pub(super) mod tests {
             program: "Lower it.",
             references: &[],
             history,
+            running: None,
             noise: None,
             study: folder,
             folder,

@@ -44,6 +44,16 @@ fn overview(brief: &Brief<'_>, text: &mut String) {
             brief.incumbent.trial,
         );
     }
+    if let Some(running) = brief.running {
+        let _ = writeln!(
+            text,
+            "Trial {} is being measured at this moment: {} (by {}). Its result is not known yet: propose \
+             something else. If it is kept, your change is carried over to its source.",
+            running.trial,
+            line(&running.description, 200),
+            running.proposer,
+        );
+    }
     let _ = match brief.noise {
         Some(noise) => writeln!(
             text,
@@ -204,7 +214,10 @@ fn loss(brief: &Brief<'_>, trial: &Trial) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::{
-        StopHandle, proposer::brief::tests::brief, race::Forecast, report::made_up::trial,
+        StopHandle,
+        proposer::{Running, Usage, brief::tests::brief},
+        race::Forecast,
+        report::made_up::trial,
     };
 
     fn night(folder: &std::path::Path) -> Vec<Trial> {
@@ -266,6 +279,21 @@ mod tests {
         let text = markdown(&brief(&history, folder.path(), &stop));
         let line = "- trial 4, stopped at 35 % of its budget, headed for about +0.0500: no warm-up";
         assert!(text.split("## Failed").next().unwrap().contains(line), "{text}");
+    }
+
+    #[test]
+    fn a_trial_that_runs_is_told_without_a_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let (history, stop) = (night(folder.path()), StopHandle::new());
+        let running = Running {
+            trial: 4,
+            proposer: "claude".to_owned(),
+            description: "a longer\nwarm-up".to_owned(),
+            usage: Usage::default(),
+        };
+        let brief = Brief { running: Some(&running), ..brief(&history, folder.path(), &stop) };
+        let told = "Trial 4 is being measured at this moment: a longer warm-up (by claude).";
+        assert!(markdown(&brief).contains(told), "{}", markdown(&brief));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whoever writes the next source: the trait, and the proposers that we ship.
 
 mod agent;
+mod ahead;
 mod brief;
 mod chat;
 mod history;
@@ -13,7 +14,9 @@ pub(crate) mod text;
 mod tuner;
 
 pub use agent::{Agent, AgentSpec};
-pub use brief::{Advice, Brief};
+pub(crate) use ahead::{Ahead, Thought};
+pub(crate) use brief::Dossier;
+pub use brief::{Advice, Brief, Running};
 pub use chat::{Chat, ChatOptions, Price, Protocol};
 pub(crate) use outline::outline;
 pub use replay::Replay;
@@ -57,6 +60,14 @@ pub trait Proposer: Send {
     fn take_usage(&mut self) -> Usage {
         Usage::default()
     }
+
+    /// Whether a proposal takes so long that it is better begun while the trial before it trains, on
+    /// a thread of its own: see [`Brief::running`]. That trial is observed afterwards. Where it is
+    /// kept, what the proposal changes is carried over to its source; where that cannot be done,
+    /// `propose` is called again. By default, `propose` is called when everything is known.
+    fn thinks(&self) -> bool {
+        false
+    }
 }
 
 /// A closure is a proposer.
@@ -97,6 +108,10 @@ impl Proposer for Box<dyn Proposer> {
 
     fn take_usage(&mut self) -> Usage {
         (**self).take_usage()
+    }
+
+    fn thinks(&self) -> bool {
+        (**self).thinks()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The proposers of one study: whose turn it is, who rests, who is out.
 
-use super::{Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Usage};
-use crate::{Error, Event, Outcome, Result, Trial};
+use super::{Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Running, Usage};
+use crate::{Error, Event, Outcome, Result, Trial, laboratory::Built};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Gamma};
@@ -26,8 +26,10 @@ struct Member {
     name: String,
     proposer: Box<dyn Proposer>,
     record: Record,
-    /// In this ledger; what was used and not yet written there is the proposer's.
+    /// In this ledger.
     used: Usage,
+    /// What led to no trial. It counts with the next one that this member proposes.
+    unclaimed: Usage,
     failures_in_a_row: usize,
     refusals_in_a_row: usize,
     resting_until: Option<Instant>,
@@ -65,6 +67,14 @@ pub(crate) struct Turn {
     member: usize,
     pub name: String,
     pub proposal: Proposal,
+    /// What the study did with it, for the human.
+    pub remarks: Vec<String>,
+    /// If the source was built already.
+    pub built: Option<Built>,
+    /// What it has used up, from the first word to the last repair.
+    pub usage: Usage,
+    /// How long its proposer was at it.
+    pub took: Duration,
 }
 
 impl Roster {
@@ -88,6 +98,7 @@ impl Roster {
                 proposer,
                 record: Record::default(),
                 used: Usage::default(),
+                unclaimed: Usage::default(),
                 failures_in_a_row: 0,
                 refusals_in_a_row: 0,
                 resting_until: None,
@@ -97,8 +108,16 @@ impl Roster {
         Self { members, allowance, first_pause }
     }
 
+    /// Whether somebody would rather be asked ahead.
+    pub(crate) fn thinks(&self) -> bool {
+        self.members.iter().any(|member| member.out.is_none() && member.proposer.thinks())
+    }
+
     /// The next proposal, from whoever's turn it is. `None`: nobody has anything left to try, or the
     /// study is to stop.
+    ///
+    /// While another trial runs, `None` also says that it is better asked for afterwards: the turn
+    /// is somebody's who does not think ahead, or nobody is awake.
     ///
     /// # Errors
     /// Nobody is able to propose, now or later.
@@ -110,9 +129,10 @@ impl Roster {
         let mut rng = ChaCha8Rng::seed_from_u64(brief.seed);
         rng.set_stream(u64::from_be_bytes(*b"proposer"));
         while !brief.stop.is_stopped() {
-            self.retire_the_costly(tell);
+            self.retire_the_costly(brief.running, tell);
             let Some(chosen) = self.choose(&mut rng) else {
                 match self.next_awake() {
+                    _ if brief.running.is_some() => return Ok(None),
                     Some(moment) => {
                         wait_until(moment, brief);
                         continue;
@@ -120,46 +140,97 @@ impl Roster {
                     None => return self.nobody_left(),
                 }
             };
-            let member = &mut self.members[chosen];
-            tell(Event::Proposing { trial: brief.trial, proposer: member.name.clone() });
-            match member.proposer.propose(brief) {
-                Ok(proposal) => {
-                    member.failures_in_a_row = 0;
-                    let name = member.name.clone();
-                    return Ok(Some(Turn { member: chosen, name, proposal }));
-                }
+            if brief.running.is_some() && !self.members[chosen].proposer.thinks() {
+                return Ok(None);
+            }
+            match self.ask(chosen, brief, tell) {
+                Ok(turn) => return Ok(Some(turn)),
                 Err(ProposeError::Interrupted) => break,
-                Err(error @ (ProposeError::Exhausted | ProposeError::Unable(_))) => {
-                    member.retire(error, tell);
-                }
-                Err(error) => member.fail(&error.to_string(), self.first_pause, tell),
+                // It rests now, or is out.
+                Err(_) => {}
             }
         }
         Ok(None)
     }
 
-    /// Another version of what came to nothing, from its author.
-    pub(crate) fn repair(
+    /// A proposal in place of one that no longer fits: from its author or, where that fails, from
+    /// whoever's turn it is.
+    ///
+    /// # Errors
+    /// As for [`propose`](Self::propose).
+    pub(crate) fn propose_again(
         &mut self,
+        outdated: Turn,
         brief: &Brief<'_>,
-        turn: &Turn,
-        fault: &Fault,
         tell: &dyn Fn(Event),
-    ) -> Option<Proposal> {
-        let member = &mut self.members[turn.member];
-        match member.proposer.repair(brief, &turn.proposal, fault) {
-            Ok(proposal) => proposal,
-            Err(ProposeError::Interrupted) => None,
-            Err(error) => {
-                member.fail(&error.to_string(), self.first_pause, tell);
-                None
-            }
+    ) -> Result<Option<Turn>> {
+        let (author, before) = (outdated.member, outdated.took);
+        // The allowance ends turns, and this one is not over: so what it cost has a trial to stand by.
+        self.take_back(outdated);
+        match self.ask(author, brief, tell) {
+            Ok(turn) => Ok(Some(Turn { took: before + turn.took, ..turn })),
+            Err(ProposeError::Interrupted) => Ok(None),
+            Err(_) => self.propose(brief, tell),
         }
     }
 
-    /// What the member whose turn it was has used up since this was last asked.
-    pub(crate) fn take_usage(&mut self, turn: &Turn) -> Usage {
-        self.members[turn.member].proposer.take_usage()
+    /// Ends a turn without a trial.
+    pub(crate) fn take_back(&mut self, turn: Turn) {
+        self.members[turn.member].unclaimed += turn.usage;
+    }
+
+    fn ask(
+        &mut self,
+        chosen: usize,
+        brief: &Brief<'_>,
+        tell: &dyn Fn(Event),
+    ) -> Result<Turn, ProposeError> {
+        let member = &mut self.members[chosen];
+        let begun = Instant::now();
+        tell(Event::Proposing { trial: brief.trial, proposer: member.name.clone() });
+        let proposed = member.proposer.propose(brief);
+        member.unclaimed += member.proposer.take_usage();
+        match &proposed {
+            Ok(_) => member.failures_in_a_row = 0,
+            Err(ProposeError::Interrupted) => {}
+            Err(error @ (ProposeError::Exhausted | ProposeError::Unable(_))) => {
+                member.retire(error.clone(), tell);
+            }
+            Err(error) => member.fail(&error.to_string(), self.first_pause, tell),
+        }
+        Ok(Turn {
+            member: chosen,
+            name: member.name.clone(),
+            proposal: on_one_line(proposed?),
+            remarks: Vec::new(),
+            built: None,
+            usage: std::mem::take(&mut member.unclaimed),
+            took: begun.elapsed(),
+        })
+    }
+
+    /// Has the author of what came to nothing mend it; whether there is another version now.
+    pub(crate) fn repair(
+        &mut self,
+        brief: &Brief<'_>,
+        turn: &mut Turn,
+        fault: &Fault,
+        tell: &dyn Fn(Event),
+    ) -> bool {
+        let member = &mut self.members[turn.member];
+        let begun = Instant::now();
+        let repaired = member.proposer.repair(brief, &turn.proposal, fault);
+        turn.took += begun.elapsed();
+        turn.usage += member.proposer.take_usage();
+        match repaired {
+            Ok(Some(version)) => {
+                turn.proposal = on_one_line(version);
+                return true;
+            }
+            Ok(None) | Err(ProposeError::Interrupted) => {}
+            Err(error) => member.fail(&error.to_string(), self.first_pause, tell),
+        }
+        false
     }
 
     /// Hears what became of a trial. `gain` is by how much it bettered the incumbent, if it did.
@@ -201,22 +272,23 @@ impl Roster {
     }
 
     /// Once the allowance is spent, only those go on who cost nothing.
-    fn retire_the_costly(&mut self, tell: &dyn Fn(Event)) {
+    fn retire_the_costly(&mut self, running: Option<&Running>, tell: &dyn Fn(Event)) {
         let Some(allowance) = self.allowance else { return };
-        let mut used = Usage::default();
+        let mut all = Usage::default();
         for member in &mut self.members {
-            used += member.used;
+            let used = member.used_up(running);
+            all += used;
             // Money that nobody counts would be spent without end.
-            let is_uncounted = allowance.is_money() && member.used.usd.is_none();
-            if is_uncounted && member.used.tokens.is_some() && member.out.is_none() {
+            let is_uncounted = allowance.is_money() && used.usd.is_none();
+            if is_uncounted && used.tokens.is_some() && member.out.is_none() {
                 let reason =
                     "what it costs in dollars is not known: name its price, or limit tokens";
                 member.retire(ProposeError::Unable(reason.to_owned()), tell);
             }
         }
-        if allowance.is_spent(used) {
+        if allowance.is_spent(all) {
             for member in &mut self.members {
-                if member.used != Usage::default() && member.out.is_none() {
+                if member.used_up(running) != Usage::default() && member.out.is_none() {
                     member.retire(ProposeError::Exhausted, tell);
                 }
             }
@@ -239,6 +311,16 @@ impl Roster {
 }
 
 impl Member {
+    /// In the ledger, and what will stand there.
+    fn used_up(&self, running: Option<&Running>) -> Usage {
+        let mut used = self.used;
+        used += self.unclaimed;
+        if let Some(running) = running.filter(|running| running.proposer == self.name) {
+            used += running.usage;
+        }
+        used
+    }
+
     fn learn(&mut self, trial: &Trial, gain: Option<f64>) {
         let measured = &trial.measurement;
         self.used += Usage { usd: measured.propose_usd, tokens: measured.propose_tokens };
@@ -296,6 +378,13 @@ impl Record {
         let size = (mean_gain + self.gain) / (1.0 + self.improvements);
         rate * size
     }
+}
+
+/// A description is a line, in the ledger as in a commit.
+fn on_one_line(mut proposal: Proposal) -> Proposal {
+    let words: Vec<_> = proposal.description.split_whitespace().collect();
+    proposal.description = words.join(" ");
+    proposal
 }
 
 fn wait_until(moment: Instant, brief: &Brief<'_>) {
@@ -448,6 +537,32 @@ mod tests {
         // Where somebody is left, the night goes on.
         let mut mixed = roster(vec![unable(), done(), scripted("tuner", [good()])]);
         assert_eq!(turn(&mut mixed, 1).0.unwrap().unwrap().name, "tuner");
+    }
+
+    #[test]
+    fn while_a_trial_runs_nobody_is_asked_who_does_not_think_nor_waited_for() {
+        let history = [trial(0, Status::Keep, Some(1.0), "baseline")];
+        let stop = StopHandle::new();
+        let running = Running {
+            trial: 1,
+            proposer: "tuner".to_owned(),
+            description: "an idea".to_owned(),
+            usage: Usage::default(),
+        };
+        let brief = Brief { running: Some(&running), ..brief(&history, Path::new(""), &stop) };
+        let events = RefCell::new(Vec::new());
+        let ahead = |roster: &mut Roster| {
+            let turn = roster.propose(&brief, &|event| events.borrow_mut().push(event));
+            (turn.unwrap().is_some(), events.take().len())
+        };
+        let mut alone = roster(vec![scripted("tuner", [good()])]);
+        assert!(!alone.thinks());
+        assert_eq!(ahead(&mut alone), (false, 0));
+        alone.members[0].resting_until = Some(Instant::now() + Duration::from_secs(3600));
+        assert_eq!(ahead(&mut alone), (false, 0));
+        // Nor does it end the study that nobody is left.
+        alone.members[0].out = Some(ProposeError::Unable("not installed".to_owned()));
+        assert_eq!(ahead(&mut alone), (false, 0));
     }
 
     #[test]

@@ -178,6 +178,8 @@ fn completes_a_study(known: &Known) {
     let (sender, events) = crossbeam_channel::unbounded();
     let stop = StopHandle::new();
     let study = tiny::study(&dir, corpus.path()).proposer(agent).observer(sender);
+    // The model's ideas follow each other.
+    let study = study.without_thinking_ahead();
     let mut study = study.stop_handle(stop.clone()).open().unwrap();
     let listener = thread::spawn(move || {
         let mut failures = Vec::new();

@@ -107,7 +107,8 @@ pub fn a_chat_model_completes_a_study() {
         ..ChatOptions::new("mock")
     };
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let study = tiny::study(dir.path(), corpus.path());
+    // The model's edits follow each other.
+    let study = tiny::study(dir.path(), corpus.path()).without_thinking_ahead();
     let mut study = study.proposer(Chat::new(options).unwrap()).open().unwrap();
     study.optimize(Some(3)).unwrap();
 

@@ -4,6 +4,7 @@
 //! begin with `run_if_worker`, so this one brings its harness along.
 
 mod agents;
+mod ahead;
 mod chatting;
 mod comparing;
 mod containment;
@@ -44,6 +45,17 @@ fn main() {
             gemini_edits_the_trainer,
             opencode_edits_the_trainer,
             pi_edits_the_trainer;
+        ahead:
+            a_proposer_thinks_while_a_trial_runs_and_is_rebased_where_that_is_kept,
+            a_proposal_that_contradicts_the_trial_before_is_asked_for_again,
+            a_trial_is_on_record_while_somebody_still_thinks_about_the_next,
+            failures_ahead_are_told_and_harm_no_trial,
+            an_allowance_counts_the_trial_that_runs,
+            during_a_control_run_the_trial_after_it_is_thought_about,
+            repairs_of_either_trial_go_to_its_author,
+            who_does_not_think_is_asked_when_all_is_known,
+            an_agent_thinks_ahead_of_a_trainer,
+            beside_a_trial_on_a_card_the_next_one_is_built;
         chatting:
             a_chat_model_completes_a_study;
         comparing:

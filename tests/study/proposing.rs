@@ -37,6 +37,13 @@ fn night_on(
 struct Mending {
     versions: Vec<String>,
     faults: Arc<Mutex<Vec<Fault>>>,
+    usage: Usage,
+}
+
+impl Mending {
+    fn new(versions: Vec<String>, faults: Arc<Mutex<Vec<Fault>>>) -> Self {
+        Self { versions, faults, usage: Usage::default() }
+    }
 }
 
 impl Proposer for Mending {
@@ -48,6 +55,7 @@ impl Proposer for Mending {
         if self.versions.is_empty() {
             return Err(ProposeError::Exhausted);
         }
+        self.usage = Usage { usd: Some(0.25), tokens: Some(500) };
         Ok(Proposal::new(self.versions.remove(0), "an idea"))
     }
 
@@ -59,11 +67,12 @@ impl Proposer for Mending {
     ) -> Result<Option<Proposal>, ProposeError> {
         self.faults.lock().unwrap().push(fault.clone());
         assert!(brief.trial > 0 && !proposal.source.is_empty());
+        self.usage = Usage { usd: Some(0.25), tokens: Some(500) };
         Ok(Some(Proposal::new(self.versions.remove(0), "the idea, mended")))
     }
 
     fn take_usage(&mut self) -> Usage {
-        Usage { usd: Some(0.5), tokens: Some(1000) }
+        std::mem::take(&mut self.usage)
     }
 }
 
@@ -74,14 +83,14 @@ pub fn what_does_not_compile_crashes_or_repeats_goes_back_to_its_author() {
     // The baseline again, but for layout and comments.
     let same = format!("// A new idea!\n\n{}", tiny::source().replace("    ", "  "));
     let versions = vec![same, broken, tiny::doing("PanicInTraining"), tiny::smoothing("3.0")];
-    let mending = Mending { versions, faults: faults.clone() };
+    let mending = Mending::new(versions, faults.clone());
     let trials = night(dir.path(), None, |study| study.proposer(mending).repairs(3));
 
     assert_eq!(trials.len(), 2, "{trials:#?}");
     let trial = &trials[1];
     assert_eq!((trial.status, trial.repairs), (Status::Keep, 3));
     assert_eq!(trial.description, "the idea, mended");
-    assert_eq!(trial.measurement.propose_usd, Some(0.5));
+    assert_eq!(trial.measurement.propose_usd, Some(1.0));
     let faults = faults.lock().unwrap();
     assert_eq!(faults[0], Fault::Repeats { trial: 0 });
     assert!(
@@ -106,7 +115,7 @@ pub fn repairs_end_and_then_the_trial_counts() {
     let dir = tempfile::tempdir().unwrap();
     let faults = Arc::new(Mutex::new(Vec::new()));
     let broken = |n: usize| format!("{}\nconst BROKEN_{n}: String = 1;\n", tiny::source());
-    let mending = Mending { versions: (0..3).map(broken).collect(), faults };
+    let mending = Mending::new((0..3).map(broken).collect(), faults);
     let trials = night(dir.path(), None, |study| study.proposer(mending).repairs(2));
     assert_eq!((trials[1].outcome.clone(), trials[1].repairs), (Outcome::BuildFailed, 2));
     assert_eq!(trials.len(), 2);
@@ -180,19 +189,19 @@ pub fn a_failing_proposer_is_asked_again() {
 pub fn a_spent_allowance_ends_the_study_well() {
     let dir = tempfile::tempdir().unwrap();
     let versions = ["3.0", "2.0", "1.0", "0.5"].map(tiny::smoothing).to_vec();
-    let mending = Mending { versions, faults: Arc::default() };
+    let mending = Mending::new(versions, Arc::default());
     let corpus = tiny::corpus();
     let open = |proposer: Mending| {
         night_on(corpus.path(), dir.path(), None, |study| {
-            study.proposer(proposer).allowance("1usd".parse().unwrap())
+            study.proposer(proposer).allowance("0.5usd".parse().unwrap())
         })
     };
-    // Half a dollar each.
+    // A quarter of a dollar each.
     let trials = open(mending);
     assert_eq!(trials.len(), 3);
     // What was spent is remembered.
     let versions = vec![tiny::smoothing("0.1")];
-    assert_eq!(open(Mending { versions, faults: Arc::default() }).len(), 3);
+    assert_eq!(open(Mending::new(versions, Arc::default())).len(), 3);
 }
 
 pub fn control_runs_tell_the_noise() {

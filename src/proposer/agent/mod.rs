@@ -239,6 +239,10 @@ impl Proposer for Agent {
     fn take_usage(&mut self) -> Usage {
         std::mem::take(&mut self.usage)
     }
+
+    fn thinks(&self) -> bool {
+        true
+    }
 }
 
 fn task(brief: &Brief<'_>) -> String {

@@ -245,4 +245,8 @@ impl Proposer for Chat {
     fn take_usage(&mut self) -> Usage {
         std::mem::take(&mut self.usage)
     }
+
+    fn thinks(&self) -> bool {
+        true
+    }
 }

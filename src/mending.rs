@@ -1,0 +1,126 @@
+//! What comes to nothing goes back to its author, and is measured again.
+
+use crate::{
+    Error, Event, Measurement, Outcome, Result, Study,
+    builder::tell,
+    laboratory::{Attempt, Halt},
+    proposer::Fault,
+    source::identity,
+    study::Origin,
+};
+use std::{fs, path::Path};
+
+/// Bytes of a failed trial's log that go back to its proposer.
+const LOG_BYTES: usize = 16 << 10;
+
+/// How a proposal ended, when nobody would or could mend it any more.
+pub(crate) struct Ending {
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    pub repairs: usize,
+}
+
+impl Study {
+    /// Measures a source, and has it mended where it comes to nothing, up to the limit. `None`: the
+    /// study was stopped.
+    pub(crate) fn carry_out(
+        &mut self,
+        attempt: &mut Attempt,
+        origin: &mut Origin,
+    ) -> Result<Option<Ending>> {
+        let mut repairs = 0;
+        loop {
+            let (outcome, reason) = match self.measure(attempt, origin) {
+                Ok(()) => {
+                    let outcome = Outcome::Measured;
+                    return Ok(Some(Ending { outcome, reason: None, repairs }));
+                }
+                Err(Halt::Ended { outcome, reason }) => (outcome, reason),
+                Err(Halt::Interrupted) => return Ok(None),
+                Err(Halt::Broken(error)) => return Err(error),
+            };
+            if repairs < self.repairs && self.mend(attempt, origin, (&outcome, &reason))? {
+                repairs += 1;
+            } else if self.stop.is_stopped() {
+                // It may have been stopped while it was being mended, and was never decided.
+                return Ok(None);
+            } else {
+                return Ok(Some(Ending { outcome, reason: Some(reason), repairs }));
+            }
+        }
+    }
+
+    /// Asks a proposal's author for another version of what came to nothing. The failed version's
+    /// files move to a folder of their own in the trial's.
+    fn mend(
+        &mut self,
+        attempt: &mut Attempt,
+        origin: &mut Origin,
+        (outcome, reason): (&Outcome, &str),
+    ) -> Result<bool> {
+        let Origin::Proposed(turn) = origin else { return Ok(false) };
+        let fault = match outcome {
+            Outcome::Refused => {
+                let identity = identity(self.workspace.edited(), &turn.proposal.source);
+                match self.tried.get(&identity) {
+                    Some(&trial) => Fault::Repeats { trial },
+                    None => return Ok(false),
+                }
+            }
+            Outcome::BuildFailed => {
+                let log = fs::read_to_string(attempt.folder.join("build.log"));
+                Fault::DoesNotCompile { diagnostics: log.unwrap_or_else(|_| reason.to_owned()) }
+            }
+            Outcome::LoadFailed
+            | Outcome::Failed
+            | Outcome::Panicked
+            | Outcome::Exited { .. }
+            | Outcome::Signalled { .. }
+            | Outcome::OutOfSpace => {
+                let log = fs::read(attempt.folder.join("run.log")).unwrap_or_default();
+                let end = &log[log.len().saturating_sub(LOG_BYTES)..];
+                let log = String::from_utf8_lossy(end).into_owned();
+                Fault::Crashed { reason: reason.to_owned(), log }
+            }
+            // A trial that took all of its time, was too far behind or was caught in a lie has had
+            // its chance.
+            Outcome::Measured | Outcome::Pruned | Outcome::TimedOut | Outcome::Rejected => {
+                return Ok(false);
+            }
+        };
+        let dossier = self.dossier(attempt.number)?;
+        self.tell(Event::Repairing {
+            trial: attempt.number,
+            proposer: turn.name.clone(),
+            reason: reason.lines().next().unwrap_or_default().to_owned(),
+        });
+        // Its author may be thinking ahead, and works in the same folder.
+        let roster = self.proposers.roster()?;
+        dossier.lay_folder()?;
+        let observers = &self.observers;
+        let mended =
+            roster.repair(&dossier.brief(), turn, &fault, &|event| tell(observers, &event));
+        if !mended {
+            return Ok(false);
+        }
+        set_aside(&attempt.folder, &self.name_of_source())?;
+        attempt.measurement = Measurement::default();
+        Ok(true)
+    }
+}
+
+/// Moves what a failed version left in a trial's folder to `version-1`, `version-2`, ….
+fn set_aside(folder: &Path, source: &str) -> Result<()> {
+    let number = (1..).find(|n| !folder.join(format!("version-{n}")).exists()).unwrap_or(1);
+    let aside = folder.join(format!("version-{number}"));
+    fs::create_dir(&aside).map_err(Error::io("create", &aside))?;
+    for name in [source, "change.diff", "build.log", "run.log", "loss.jsonl"] {
+        match fs::rename(folder.join(name), aside.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("move", folder.join(name))(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
