@@ -127,6 +127,7 @@ fn main() {
             a_damaged_line_in_the_middle_is_not_thrown_away;
         template:
             the_shipped_trainers_own_tests_pass,
+            its_twin_in_pytorch_computes_the_same_losses,
             the_shipped_trainer_learns_from_the_built_in_corpus;
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit();

@@ -3,7 +3,7 @@
 use overnight::{
     Budget, Cargo, Objective, Outcome, StopHandle, Study, TrainerCrate, proposer::Tuner,
 };
-use std::{path::Path, process::Command};
+use std::{env, path::Path, process::Command};
 
 /// They live in a workspace of their own, whose dependencies are compiled where a study's are.
 pub fn the_shipped_trainers_own_tests_pass() {
@@ -14,11 +14,31 @@ pub fn the_shipped_trainers_own_tests_pass() {
     let mut command = Command::new("cargo");
     command.args(["test", "--release", "--locked", "--workspace", "--target-dir"]);
     command.arg(cargo.target_dir()).current_dir(&folder);
-    let output = command.env_remove("RUSTFLAGS").output().unwrap();
-    let (stdout, stderr) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let stdout = succeeds(command.env_remove("RUSTFLAGS"));
     assert!(stdout.contains("gradients_agree_with_finite_differences ... ok"), "{stdout}");
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    stdout
+}
+
+/// Where the variable `OVERNIGHT_TORCH` names a Python that has torch.
+pub fn its_twin_in_pytorch_computes_the_same_losses() {
+    let Some(python) = env::var_os("OVERNIGHT_TORCH") else {
+        println!("skipped: OVERNIGHT_TORCH names no Python that has torch");
+        return;
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut export = Command::new("cargo");
+    export.args(["run", "--release", "--quiet", "--example", "twin", "--", "export"]);
+    succeeds(export.arg(dir.path()).args(["--batches", "20"]).current_dir(root));
+    let script = root.join("benches/pytorch/same_loss.py");
+    succeeds(Command::new(python).arg(script).arg(dir.path()));
 }
 
 pub fn the_shipped_trainer_learns_from_the_built_in_corpus() {
