@@ -21,7 +21,7 @@ pub const TRAINER: &str = "crates/trainer-template";
 
 #[derive(Args)]
 pub struct Options {
-    /// Where to write
+    /// Where to write; must not be there yet
     dir: PathBuf,
     /// Of the first weights and of the batches
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -59,6 +59,10 @@ impl Facts {
 
 pub fn export(options: &Options) -> Result<(), Box<dyn Error>> {
     let Options { dir, seed, .. } = options;
+    if dir.exists() {
+        // What was trained and written there belongs to another export.
+        return Err(format!("{}: is there already", dir.display()).into());
+    }
     let trainer = lay_out(dir, &options.set)?;
     let school = School::open(&trainer)?;
     let plugin = school.build("in f32", &school::set(trainer.source(), "BF16=false")?)?;

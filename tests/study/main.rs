@@ -128,7 +128,8 @@ fn main() {
         template:
             the_shipped_trainers_own_tests_pass,
             its_twin_in_pytorch_computes_the_same_losses,
-            the_shipped_trainer_learns_from_the_built_in_corpus;
+            the_shipped_trainer_learns_from_the_built_in_corpus,
+            bf16_learns_as_much_as_f32;
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit();
 }
