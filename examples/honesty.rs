@@ -13,19 +13,21 @@
 //! have `CANDLE_BARRIER_POOL_SPIN_LIMIT=0` in their environment; where other programs compute at the
 //! same time, it is much quicker so here, too.
 
+#[path = "honesty/school.rs"]
+mod school;
+
 use clap::Parser;
 use overnight::{
-    Budget, Build, Cargo, StopHandle, TrainerCrate,
-    data::{DataSpec, Dataset, Loader, PrepareOptions, Split, Windows},
+    Budget, TrainerCrate,
     exam::{self, Pair},
-    plugin::{LoadedTrainer, Plugin},
+    plugin::Plugin,
     worker::train_in_process,
 };
-use overnight_plugin_api as api;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
+use school::{COMPARISONS, SEQ_LEN, School};
 use std::{error::Error, io::Write, path::PathBuf};
 
 /// Measures how far honest trainers' answers differ between the exam's rooms.
@@ -78,13 +80,6 @@ const VARIANTS: &[(&str, &[(&str, &str)])] = &[
     ),
 ];
 
-/// As in a study that says nothing else.
-const VOCABULARY: usize = 2048;
-const SEQ_LEN: usize = 256;
-const WINDOWS: usize = 256;
-const COMPARISONS: usize = 256;
-/// Windows that a room is asked about at a time.
-const ROWS: usize = 16;
 /// Prefixes are told apart by length, in this many classes.
 const LENGTHS: usize = 4;
 
@@ -93,12 +88,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     overnight::worker::run_if_worker();
 
     let options = Options::parse();
-    let school = School::open()?;
+    let template = TrainerCrate::template(&overnight::cache_dir()?)?;
+    let school = School::open(&template)?;
     print_head();
     let named =
         |name: &str| options.only.is_empty() || options.only.iter().any(|o| name.contains(o));
     for &(name, changes) in VARIANTS.iter().filter(|(name, _)| named(name)) {
-        let mut source = school.template.source().to_owned();
+        let mut source = template.source().to_owned();
         if let Some((from, _)) = changes.iter().find(|(from, _)| !source.contains(from)) {
             println!("{name}: left out, the template has no {from:?} any more\n");
             continue;
@@ -107,136 +103,64 @@ fn main() -> Result<(), Box<dyn Error>> {
             source = source.replace(from, to);
         }
         for setting in &options.set {
-            source = set(&source, setting)
-                .ok_or_else(|| format!("--set {setting}: no such constant"))?;
+            source = school::set(&source, setting)?;
         }
-        school.measure(name, &source, &options)?;
+        measure(&school, name, &source, &options)?;
     }
     for file in &options.source {
-        school.measure(&file.display().to_string(), &std::fs::read_to_string(file)?, &options)?;
+        let source = std::fs::read_to_string(file)?;
+        measure(&school, &file.display().to_string(), &source, &options)?;
     }
     print_gains(&school);
     Ok(())
 }
 
-/// The source with another value for one of its constants.
-fn set(source: &str, setting: &str) -> Option<String> {
-    let (name, value) = setting.split_once('=')?;
-    let at = source.find(&format!("const {name}:"))?;
-    let from = at + source[at..].find('=')? + 1;
-    let to = from + source[from..].find(';')?;
-    Some(format!("{} {value}{}", &source[..from], &source[to..]))
+/// Trains models of a source, has them answer in both rooms, and prints what came of it.
+fn measure(
+    school: &School,
+    name: &str,
+    source: &str,
+    options: &Options,
+) -> Result<(), Box<dyn Error>> {
+    let plugin = school.build(name, source)?;
+    println!("{name}");
+    let mut models = Vec::new();
+    for &steps in &options.steps {
+        for seed in 0..options.seeds {
+            let pairs = graduate(school, &plugin, (steps, seed), options.places)?;
+            print_row(&format!("{steps} steps, seed {seed}"), &pairs);
+            models.push(pairs);
+        }
+    }
+    let all: Vec<Pair> = models.iter().flatten().copied().collect();
+    for class in 0..LENGTHS {
+        let (from, to) = (class * SEQ_LEN / LENGTHS, (class + 1) * SEQ_LEN / LENGTHS);
+        let within = |pair: &&Pair| (from..to).contains(&(pair.place % SEQ_LEN));
+        let pairs: Vec<Pair> = all.iter().filter(within).copied().collect();
+        print_row(&format!("prefixes of {} to {to}", from + 1), &pairs);
+    }
+    print_row("all of them", &all);
+    print_exams(&models, options.exams);
+    print_detection(&models, options.exams);
+    Ok(())
 }
 
-/// What all models have in common.
-struct School {
-    template: TrainerCrate,
-    cargo: Cargo,
-    dataset: Dataset,
-    windows: Windows,
-    folder: tempfile::TempDir,
-}
-
-impl School {
-    fn open() -> Result<Self, Box<dyn Error>> {
-        let cache = overnight::cache_dir()?;
-        let template = TrainerCrate::template(&cache)?;
-        let cargo = Cargo::open(&template, &cache, StopHandle::new())?;
-        let options = PrepareOptions { vocab_size: VOCABULARY, cache_dir: cache.join("data") };
-        let dataset = Dataset::prepare(&DataSpec::Builtin, &options, |_| {})?;
-        let tokens = dataset.open(Split::Validation)?;
-        let windows = Windows::pack(tokens, dataset.bos(), WINDOWS, SEQ_LEN)?;
-        Ok(Self { template, cargo, dataset, windows, folder: tempfile::tempdir()? })
-    }
-
-    /// Trains models of a source, has them answer in both rooms, and prints what came of it.
-    fn measure(&self, name: &str, source: &str, options: &Options) -> Result<(), Box<dyn Error>> {
-        let plain: String =
-            name.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-        let library = self.folder.path().join(plain).with_extension("so");
-        match self.cargo.build(source, &library, |_, _| {})? {
-            Build::Built => {}
-            Build::Refused { rendered, .. } => return Err(format!("{name}: {rendered}").into()),
-            Build::Interrupted => return Err("stopped".into()),
-        }
-        let plugin = Plugin::load(&library)?;
-        println!("{name}");
-        let mut models = Vec::new();
-        for &steps in &options.steps {
-            for seed in 0..options.seeds {
-                let pairs = self.graduate(&plugin, steps, seed, options.places)?;
-                print_row(&format!("{steps} steps, seed {seed}"), &pairs);
-                models.push(pairs);
-            }
-        }
-        let all: Vec<Pair> = models.iter().flatten().copied().collect();
-        for class in 0..LENGTHS {
-            let (from, to) = (class * SEQ_LEN / LENGTHS, (class + 1) * SEQ_LEN / LENGTHS);
-            let within = |pair: &&Pair| (from..to).contains(&(pair.place % SEQ_LEN));
-            let pairs: Vec<Pair> = all.iter().filter(within).copied().collect();
-            print_row(&format!("prefixes of {} to {to}", from + 1), &pairs);
-        }
-        print_row("all of them", &all);
-        print_exams(&models, options.exams);
-        print_detection(&models, options.exams);
-        Ok(())
-    }
-
-    /// Trains a model and returns both rooms' answers at random places.
-    fn graduate(
-        &self,
-        plugin: &Plugin,
-        steps: u64,
-        seed: u64,
-        places: usize,
-    ) -> Result<Vec<Pair>, Box<dyn Error>> {
-        let threads = std::thread::available_parallelism()?.get();
-        let (vocab_size, max_seq_len) = (self.dataset.vocab_size(), SEQ_LEN);
-        let device = api::Device::Cpu;
-        let setup = api::Setup { vocab_size, max_seq_len, seed, threads, device };
-        let mut trainer = plugin.trainer(&setup)?;
-        let loader = Loader::open(&self.dataset.path(Split::Train), self.dataset.bos(), seed)?;
-        train_in_process(&mut trainer, loader, SEQ_LEN, Budget::Steps(steps))?;
-        // What is examined is what was saved.
-        let checkpoint = self.folder.path().join("checkpoint");
-        trainer.save(&checkpoint)?;
-        let nats = self.fast_room(&mut examinee(plugin, &setup, &checkpoint)?)?;
-        let mut random = ChaCha8Rng::seed_from_u64(seed ^ steps);
-        let places = (0..places).map(|_| below(self.windows.targets.len(), &mut random));
-        let mut honest = examinee(plugin, &setup, &checkpoint)?;
-        let mut logits = vec![0.0; vocab_size];
-        let mut pairs = Vec::new();
-        for place in places {
-            let row = place - place % SEQ_LEN;
-            honest.logits(&self.windows.inputs[row..=place], &mut logits)?;
-            let cost = exam::cross_entropy(&logits, self.windows.targets[place] as usize);
-            pairs.push(Pair { place, fast: f64::from(nats[place]), honest: cost });
-        }
-        Ok(pairs)
-    }
-
-    fn fast_room(&self, trainer: &mut LoadedTrainer) -> Result<Vec<f32>, Box<dyn Error>> {
-        let mut nats = vec![0.0; self.windows.targets.len()];
-        let size = ROWS * SEQ_LEN;
-        let questions = self.windows.inputs.chunks(size).zip(self.windows.targets.chunks(size));
-        for ((inputs, targets), nats) in questions.zip(nats.chunks_mut(size)) {
-            let batch_size = inputs.len() / SEQ_LEN;
-            let windows = api::Windows { inputs, targets, batch_size, seq_len: SEQ_LEN };
-            trainer.score(windows, nats)?;
-        }
-        Ok(nats)
-    }
-}
-
-/// A fresh trainer with the weights of a checkpoint.
-fn examinee(
+/// Trains a model and returns both rooms' answers at random places.
+fn graduate(
+    school: &School,
     plugin: &Plugin,
-    setup: &api::Setup,
-    checkpoint: &std::path::Path,
-) -> Result<LoadedTrainer, Box<dyn Error>> {
-    let mut trainer = plugin.trainer(setup)?;
-    trainer.load(checkpoint)?;
-    Ok(trainer)
+    (steps, seed): (u64, u64),
+    places: usize,
+) -> Result<Vec<Pair>, Box<dyn Error>> {
+    let mut trainer = plugin.trainer(&school.setup(seed)?)?;
+    train_in_process(&mut trainer, school.loader(seed)?, SEQ_LEN, Budget::Steps(steps))?;
+    // What is examined is what was saved.
+    let checkpoint = school.folder.path().join("checkpoint");
+    trainer.save(&checkpoint)?;
+    let nats = school.fast_room(&mut school.examinee(plugin, &checkpoint)?)?;
+    let mut random = ChaCha8Rng::seed_from_u64(seed ^ steps);
+    let places = (0..places).map(|_| below(school.windows.targets.len(), &mut random));
+    school.honest_room(&mut school.examinee(plugin, &checkpoint)?, &nats, places)
 }
 
 /// What lies of some size, in nats, about some share of all answers would gain, in bits per byte.

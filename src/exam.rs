@@ -187,7 +187,7 @@ impl Pair {
 /// Bits per byte of text: the targets' costs over their bytes. Special tokens count in neither.
 ///
 /// As `evaluate_bpb` of autoresearch's prepare.py: `sum(nats) / (ln 2 * sum(bytes))`.
-fn bits_per_byte(nats: &[f32], targets: &[u32], token_bytes: &[u32]) -> f64 {
+pub fn bits_per_byte(nats: &[f32], targets: &[u32], token_bytes: &[u32]) -> f64 {
     let mut total_nats = 0.0;
     let mut total_bytes = 0;
     for (&nats, &target) in nats.iter().zip(targets) {

@@ -11,6 +11,7 @@ SOFT_CAP = 15.0
 ROTARY_BASE = 10_000.0
 MLP_RATIO = 4
 GATE_CHANNELS = 32
+NORM_EPS = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config:
 
 
 def norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
 
 
 def rotary_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

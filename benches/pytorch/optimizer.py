@@ -113,6 +113,13 @@ class Optimizer:
             lr = MATRIX_LR * max(rows / columns, 1) ** 0.5
             self.stacks.append((params, lr, *state))
 
+    def forget(self) -> None:
+        """As if no step had been taken."""
+        self.steps = 0
+        for *_, first, second in [*self.singles, *self.stacks]:
+            first.zero_()
+            second.zero_()
+
     @torch.no_grad()
     def step(self, progress: float) -> None:
         self.steps += 1

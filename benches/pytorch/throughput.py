@@ -13,13 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-# Where memory comes from is settled when a process starts. The first line is what overnight gives
-# its workers; the second is the number of threads.
-ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
-    "glibc.malloc.top_pad=268435456",
-    "OMP_NUM_THREADS": "2",
-}
+from environment import ENVIRONMENT
 
 # depth x width: head size and rows
 SHAPES = {"4x64": (32, 8), "4x128": (32, 8), "4x256": (64, 16)}
@@ -28,30 +22,24 @@ SHAPES = {"4x64": (32, 8), "4x128": (32, 8), "4x256": (64, 16)}
 def measure(arguments: argparse.Namespace, shape: str, precision: str) -> dict:
     """In this process, which must have been started with ENVIRONMENT."""
     import torch
-    from model import Config, Gpt
-    from optimizer import Optimizer
+    from model import Config
+    from twin import Twin
 
     torch.manual_seed(0)
     depth, width = map(int, shape.split("x"))
     head_dim, rows = SHAPES.get(shape, (32, 8))
     config = Config(depth, width, head_dim, arguments.rows or rows)
-    dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[precision]
-    model = Gpt(config)
     compiled = not arguments.eager
-    run = torch.compile(model, dynamic=False) if compiled else model
-    optimizer = Optimizer(model, width, dtype, compiled)
+    twin = Twin(config, precision, compiled)
     tokens = torch.randint(config.vocab_size, (config.rows, config.sequence_len + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def gradients() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = run(inputs, targets)
-        loss.backward()
+        twin.gradients(inputs, targets)
 
     def whole_step() -> None:
         gradients()
-        optimizer.step(0.1)
+        twin.optimizer.step(0.1)
 
     def tokens_per_second(step: Callable[[], None]) -> float:
         """The median of five stretches: a neighbour's burst must not decide."""
@@ -72,7 +60,7 @@ def measure(arguments: argparse.Namespace, shape: str, precision: str) -> dict:
         "precision": precision,
         "compiled": compiled,
         "torch": torch.__version__,
-        "parameters": sum(param.numel() for param in model.parameters()),
+        "parameters": sum(param.numel() for param in twin.model.parameters()),
         "gradients_tokens_per_second": tokens_per_second(gradients),
         "step_tokens_per_second": tokens_per_second(whole_step),
     }

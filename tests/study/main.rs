@@ -139,7 +139,9 @@ fn main() {
             a_damaged_line_in_the_middle_is_not_thrown_away;
         template:
             the_shipped_trainers_own_tests_pass,
-            the_shipped_trainer_learns_from_the_built_in_corpus;
+            its_twin_in_pytorch_computes_the_same_losses,
+            the_shipped_trainer_learns_from_the_built_in_corpus,
+            bf16_learns_as_much_as_f32;
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit();
 }

@@ -3,7 +3,8 @@
 use crate::{
     composed,
     element::vectorized,
-    pass::{Activations, Fused, Node, dispatch},
+    pass::{Activations, Fused, dispatch},
+    tape::Node,
 };
 use candle_core::Result;
 

@@ -8,11 +8,13 @@ use crate::{
     attention_bf16, composed,
     element::{Element, vectorized},
     math::{dot, exp, max, sum},
-    pass::{Activations, Fused, Node, dispatch},
+    pass::{Activations, Fused, dispatch},
     product::Number,
+    tape::Node,
     tile::{Accumulator, COLUMNS, Matrix, product},
 };
 use candle_core::{Result, bail};
+use std::ops::Range;
 
 /// How attention is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,14 +99,9 @@ impl Heads {
         self.time.next_multiple_of(COLUMNS) + COLUMNS
     }
 
-    /// The first and, exclusively, the last key that the queries of a block see.
-    fn keys(&self, block: &Block) -> (usize, usize) {
-        (block.start.saturating_sub(self.window), block.end)
-    }
-
-    fn blocks(&self) -> impl Iterator<Item = Block> + use<> {
-        let time = self.time;
-        (0..time).step_by(QUERIES).map(move |i| Block { start: i, end: time.min(i + QUERIES) })
+    /// The keys that consecutive queries see.
+    pub(crate) fn keys(&self, queries: &Range<usize>) -> Range<usize> {
+        queries.start.saturating_sub(self.window)..queries.end
     }
 
     pub(crate) fn scale(&self) -> f32 {
@@ -112,16 +109,9 @@ impl Heads {
     }
 }
 
-/// Consecutive queries.
-struct Block {
-    start: usize,
-    end: usize,
-}
-
-impl Block {
-    fn len(&self) -> usize {
-        self.end - self.start
-    }
+/// In parts of this size, but for the last.
+pub(crate) fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |start| start..range.end.min(start + size))
 }
 
 fn forward<E: Number>(inputs: &Inputs<'_, E>, heads: Heads, ys: &mut [E], log_totals: &mut [f32]) {
@@ -176,12 +166,12 @@ vectorized! {
                 gather(v, (channels, first), &mut values, width);
                 transpose(&keys, heads, &mut turned_keys);
                 out.fill(0.0);
-                for block in heads.blocks() {
-                    let (from, to) = heads.keys(&block);
+                for block in parts(0..time, QUERIES) {
+                    let Range { start: from, end: to } = heads.keys(&block);
                     let rows = Matrix::rows(&queries[block.start * width..], width);
                     let row =
                         raw_scores::<FMA>(heads, &block, rows, &turned_keys, &mut scores, &mut packed);
-                    for (i, scores) in (block.start..).zip(scores.chunks_exact_mut(row)) {
+                    for (i, scores) in block.clone().zip(scores.chunks_exact_mut(row)) {
                         log_totals[i] = softmax(visible(heads, i, from, scores), heads.scale());
                     }
                     let mut c =
@@ -234,8 +224,8 @@ vectorized! {
                 for gradient in [&mut d_q, &mut d_k, &mut d_v] {
                     gradient.fill(0.0);
                 }
-                for block in heads.blocks() {
-                    let (from, to) = heads.keys(&block);
+                for block in parts(0..time, QUERIES) {
+                    let Range { start: from, end: to } = heads.keys(&block);
                     let (here, there) = (block.start * width, from * width);
                     let rows = Matrix::rows(&queries[here..], width);
                     let d_rows = Matrix::rows(&d_out[here..], width);
@@ -245,7 +235,7 @@ vectorized! {
                         heads, &block, d_rows, &turned_values, &mut d_scores, &mut packed,
                     );
                     let pairs = scores.chunks_exact_mut(row).zip(d_scores.chunks_exact_mut(row));
-                    for (i, (scores, d_scores)) in (block.start..).zip(pairs) {
+                    for (i, (scores, d_scores)) in block.clone().zip(pairs) {
                         let at = i * width..(i + 1) * width;
                         let mean = dot(&d_out[at.clone()], &out[at]);
                         let log_total = log_totals[i];
@@ -289,7 +279,12 @@ fn gather<E: Element>(xs: &[E], (stride, first): (usize, usize), head: &mut [f32
 }
 
 #[inline(always)]
-fn scatter<E: Element>(head: &[f32], xs: &mut [E], (stride, first): (usize, usize), width: usize) {
+pub(crate) fn scatter<E: Element>(
+    head: &[f32],
+    xs: &mut [E],
+    (stride, first): (usize, usize),
+    width: usize,
+) {
     for (head, x) in head.chunks_exact(width).zip(xs.chunks_exact_mut(stride)) {
         for (x, &head) in x[first..first + width].iter_mut().zip(head) {
             *x = E::store(head);
@@ -301,18 +296,18 @@ fn scatter<E: Element>(head: &[f32], xs: &mut [E], (stride, first): (usize, usiz
 #[inline(always)]
 fn raw_scores<const FMA: bool>(
     heads: Heads,
-    block: &Block,
+    block: &Range<usize>,
     queries: Matrix<'_>,
     keys: &[f32],
     scores: &mut Vec<f32>,
     packed: &mut Vec<f32>,
 ) -> usize {
-    let (first, last) = heads.keys(block);
-    let width = (last - first).next_multiple_of(COLUMNS);
+    let seen = heads.keys(block);
+    let width = seen.len().next_multiple_of(COLUMNS);
     scores.clear();
     scores.resize(block.len() * width, 0.0);
     let mut c = Accumulator { elements: scores, stride: width };
-    let keys = Matrix::rows(&keys[first..], heads.padded_time());
+    let keys = Matrix::rows(&keys[seen.start..], heads.padded_time());
     let shape = (block.len(), heads.channels, width);
     product::<FMA>(shape, queries, keys, &mut c, packed);
     width

@@ -5,7 +5,7 @@
 //! the gradients of keys and values are sums over queries, and long sums are what a tile is good at.
 
 use crate::{
-    attention::{Heads, Inputs, Outputs},
+    attention::{Heads, Inputs, Outputs, parts, scatter},
     element::{Element, vectorized},
     math::{dot, exp, max, sum},
     pairs::{self, Add, COLUMNS, Left, Panels, ROWS, Store},
@@ -25,12 +25,8 @@ pub fn fits(heads: Heads) -> bool {
 
 /// The keys that queries see, from the start of a panel on.
 fn keys(heads: Heads, queries: &Range<usize>) -> Range<usize> {
-    let first = queries.start.saturating_sub(heads.window);
-    first / COLUMNS * COLUMNS..queries.end
-}
-
-fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    range.clone().step_by(size).map(move |start| start..range.end.min(start + size))
+    let seen = heads.keys(queries);
+    seen.start / COLUMNS * COLUMNS..seen.end
 }
 
 /// One head's channels in rows of their own.
@@ -38,14 +34,6 @@ fn gather(xs: &[bf16], channels: usize, head: Range<usize>, rows: &mut Vec<bf16>
     rows.clear();
     for x in xs.chunks_exact(channels) {
         rows.extend_from_slice(&x[head.clone()]);
-    }
-}
-
-fn scatter(rows: &[f32], xs: &mut [bf16], channels: usize, head: Range<usize>) {
-    for (row, x) in rows.chunks_exact(head.len()).zip(xs.chunks_exact_mut(channels)) {
-        for (x, &row) in x[head.clone()].iter_mut().zip(row) {
-            *x = Element::store(row);
-        }
     }
 }
 
@@ -214,8 +202,8 @@ pub fn backward(
                     }
                 }
             }
-            scatter(&d_k, &mut all_d_k[here.clone()], channels, head.clone());
-            scatter(&d_v, &mut all_d_v[here.clone()], channels, head);
+            scatter(&d_k, &mut all_d_k[here.clone()], (channels, first), width);
+            scatter(&d_v, &mut all_d_v[here.clone()], (channels, first), width);
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     composed,
-    pass::{Activations, Fused, Pass, Tape},
+    pass::{Activations, Fused, Pass},
     storage,
+    tape::Tape,
 };
 use candle_core::{Result, Tensor, bail};
 use std::rc::Rc;

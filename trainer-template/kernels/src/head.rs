@@ -4,9 +4,11 @@
 use crate::{
     composed,
     element::vectorized,
+    gradients::Loss,
     math::{exp, max, sum, tanh},
-    pass::{Activations, Fused, Loss, Node, Weight, dispatch},
+    pass::{Activations, Fused, dispatch},
     product::Mode,
+    tape::{Node, Weight},
 };
 use candle_core::{DType, Result, Tensor, bail};
 

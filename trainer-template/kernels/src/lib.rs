@@ -19,6 +19,7 @@ mod attention_bf16;
 pub mod composed;
 mod element;
 mod embedding;
+mod gradients;
 mod head;
 mod linear;
 mod math;
@@ -32,16 +33,18 @@ mod processor;
 mod product;
 mod storage;
 mod stream;
+mod tape;
 mod tile;
 
 pub use activation::relu_squared;
 pub use adamw::{AdamW, AdamWStep};
 pub use attention::{Heads, attention};
+pub use gradients::{Gradients, Loss};
 pub use head::{cross_entropy, last_logits, token_nats};
 pub use linear::{linear, linear_add};
 pub use muon::{Muon, MuonStep};
 pub use norm::{NORM_EPS, rms_norm, rotary_norm};
-pub use pass::{Activations, Compute, Gradients, Loss, Pass, apply, gradients, infer};
+pub use pass::{Activations, Compute, Pass, apply, gradients, infer};
 pub use processor::multiplies_bf16;
 pub use stream::{first_channels, gated_add, mix};
 

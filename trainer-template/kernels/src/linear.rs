@@ -2,8 +2,9 @@
 
 use crate::{
     composed,
-    pass::{Activations, Fused, Node, dispatch},
+    pass::{Activations, Fused, dispatch},
     product::Mode,
+    tape::Node,
 };
 use candle_core::{Result, Tensor, bail};
 

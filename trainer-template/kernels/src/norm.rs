@@ -4,8 +4,9 @@ use crate::{
     composed,
     element::{Element, vectorized},
     math::dot,
-    pass::{Activations, Fused, Node, dispatch},
+    pass::{Activations, Fused, dispatch},
     storage,
+    tape::Node,
 };
 use candle_core::{Result, Tensor, bail};
 
