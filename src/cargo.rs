@@ -19,7 +19,7 @@ use std::{
     io::{BufReader, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Builds the trials of one trainer crate.
@@ -27,6 +27,8 @@ use std::{
 pub struct Cargo {
     /// The crate's copy in the cache, where every trial's source is put in turn.
     folder: PathBuf,
+    /// All of it but the edited file.
+    fixed: Vec<PathBuf>,
     target: PathBuf,
     toolchain: String,
     crates: u64,
@@ -66,8 +68,17 @@ impl Cargo {
         let folder = cache.join("crates").join(&trainer.fingerprint()[..16]);
         let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
-        let mut cargo =
-            Self { folder, target, toolchain, crates: 0, limit: BUILD_LIMIT, sandbox: None, stop };
+        let fixed = trainer.project().fixed.keys().map(|name| folder.join(name)).collect();
+        let mut cargo = Self {
+            folder,
+            fixed,
+            target,
+            toolchain,
+            crates: 0,
+            limit: BUILD_LIMIT,
+            sandbox: None,
+            stop,
+        };
         let _lock = cargo.lock()?;
         trainer.project().lay_out(&cargo.folder)?;
         fetch(&cargo.folder)?;
@@ -184,7 +195,29 @@ impl Cargo {
         // take another trainer's library of that name for this one's.
         let edited = self.folder.join(EDITED);
         fs::write(&edited, source).map_err(Error::io("write", &edited))?;
-        self.compile(library, &mut progress)
+        let last = self.target.join(".overnight-crate");
+        let own = self.folder.as_os_str().as_encoded_bytes();
+        if fs::read(&last).ok().as_deref() != Some(own) {
+            // If this is cut off, nobody knows whose they are.
+            let _ = fs::remove_file(&last);
+            self.stamp_anew()?;
+        }
+        let build = self.compile(library, &mut progress)?;
+        if let Build::Built = build {
+            fs::write(&last, own).map_err(Error::io("write", &last))?;
+        }
+        Ok(build)
+    }
+
+    /// Makes cargo build the crate's own dependencies, too. It tells those of two crates apart by their
+    /// place in the crate, which is the same, and would take the ones that were built later for these.
+    fn stamp_anew(&self) -> Result<()> {
+        let now = SystemTime::now();
+        for path in &self.fixed {
+            let file = File::options().write(true).open(path);
+            file.and_then(|file| file.set_modified(now)).map_err(Error::io("touch", path))?;
+        }
+        Ok(())
     }
 
     fn compile(&self, library: &Path, progress: &mut impl FnMut(u64, u64)) -> Result<Build> {

@@ -77,6 +77,7 @@ fn main() {
             a_corpus_too_small_to_split_is_refused;
         loading:
             two_artifacts_load_two_trainers,
+            a_crate_is_built_with_its_own_parts,
             a_library_that_is_no_trainer_is_refused;
         looping:
             better_trials_are_kept_and_others_leave_no_trace,
