@@ -109,7 +109,7 @@ pub struct Judge {
 }
 
 /// A change has to be expected to gain this share of the noise: less is not worth a line of code.
-const WORTHWHILE: f64 = 0.02;
+const WORTHWHILE: f64 = 0.1;
 
 /// A shorter source may be expected to lose this share of the noise.
 const PRICE_OF_LENGTH: f64 = 0.05;
