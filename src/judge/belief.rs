@@ -59,8 +59,8 @@ pub(super) struct Assessment {
 }
 
 /// Before anything is measured, the noise is taken to be this share of the baseline's cost, give or
-/// take a factor of four: it was half a thousandth for small changes to the template, and a few
-/// thousandths where the machine's speed counts as well.
+/// take a factor of four. For small changes to the template it was less than a thousandth
+/// (`docs/judge.md`), and a budget of time adds what the machine does.
 const NOISE_GUESS: f64 = 0.002;
 const LOG_NOISE_DEVIATION: f64 = 1.4;
 
