@@ -176,7 +176,7 @@ impl Study {
                 entry.decide(Status::Discard, "a control run".to_owned());
             }
             (Some(cost), _) => {
-                let Some(decision) = self.decide(cost, attempt.seed, &mut entry)? else {
+                let Some(decision) = self.decide(cost, &mut attempt, &mut entry)? else {
                     self.workspace.reset()?;
                     return Ok(None);
                 };
@@ -262,11 +262,22 @@ impl Study {
     }
 
     /// Asks the judge, and measures again where it wants to know more. `None`: the study was stopped.
-    fn decide(&mut self, cost: f64, seed: u64, entry: &mut Entry) -> Result<Option<Decision>> {
+    fn decide(
+        &mut self,
+        cost: f64,
+        attempt: &mut Attempt,
+        entry: &mut Entry,
+    ) -> Result<Option<Decision>> {
+        match self.laboratory.examine_start(attempt) {
+            Ok(()) | Err(Halt::Ended { .. }) => {}
+            Err(Halt::Interrupted) => return Ok(None),
+            Err(Halt::Broken(error)) => return Err(error),
+        }
+        let (seed, start) = (attempt.seed, attempt.measurement.start_sha256.as_deref());
         let mut differences = Vec::new();
         let is_shorter = self.is_shorter(&entry.proposal.source);
         loop {
-            let candidate = Candidate { cost, seed, is_shorter, differences: &differences };
+            let candidate = Candidate { cost, seed, start, is_shorter, differences: &differences };
             if !self.judge.wants_another(&candidate) {
                 return Ok(Some(self.judge.decide(candidate)));
             }

@@ -80,6 +80,11 @@ pub struct Measurement {
     /// Whether the first weights are others under another seed; of trials that were kept.
     #[serde(default)]
     pub depends_on_seed: Option<bool>,
+    /// What training starts from: SHA-256 of the first weights' file and the shape of the first batch.
+    /// Where it is another one than the incumbent's, seeds mean something else. Decides nothing by
+    /// itself.
+    #[serde(default)]
+    pub start_sha256: Option<String>,
     /// What is measured instead of bits per byte, where the objective is a command's.
     #[serde(default)]
     pub metric: Option<Metric>,

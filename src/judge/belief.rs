@@ -141,7 +141,7 @@ impl Belief {
     }
 
     /// What a candidate's cost says about it, and by that about noise and luck and about all changes.
-    pub(super) fn assess(&mut self, cost: f64, seed: u64) -> Assessment {
+    pub(super) fn assess(&mut self, cost: f64, seed: u64, starts_elsewhere: bool) -> Assessment {
         let luck = self.place(seed);
         let (mut gain, mut improves) = (Vec::new(), Vec::new());
         let mut effects = Vec::with_capacity(self.levels.len());
@@ -153,10 +153,9 @@ impl Belief {
             };
             let shared = level.state.sum(&[(INCUMBENT, 1.0), (luck, 1.0)]);
             let redrawn = level.state.sum(&[(INCUMBENT, 1.0)]);
-            let (of_level, log_density) = level.effects.learn([
-                case(shared, noise.powi(2)),
-                case(redrawn, noise.powi(2) + level.luck.powi(2)),
-            ]);
+            let cases =
+                [case(shared, noise.powi(2)), case(redrawn, noise.powi(2) + level.luck.powi(2))];
+            let (of_level, log_density) = level.effects.learn(cases, starts_elsewhere);
             level.log_belief += log_density - noise.ln();
             gain.push(of_level.iter().map(|e| -noise * e.share * e.mean).sum::<f64>());
             improves.push(of_level.iter().map(|effect| effect.share * effect.helps).sum::<f64>());
@@ -273,8 +272,8 @@ mod tests {
         let mut belief = Belief::new(1.0, 0);
         belief.control(1.005, 1);
         belief.control(0.995, 2);
-        let small = belief.clone().assess(0.997, 0);
-        let large = belief.assess(0.9, 0);
+        let small = belief.clone().assess(0.997, 0, false);
+        let large = belief.assess(0.9, 0, false);
         assert!(small.improves < 0.5 && small.gain < 0.003, "{small:?}");
         assert!(large.improves > 0.95 && (0.08..0.105).contains(&large.gain), "{large:?}");
         belief.settle(&large, true);
@@ -286,7 +285,7 @@ mod tests {
     fn without_a_kept_change_nothing_is_claimed() {
         let mut belief = Belief::new(1.0, 0);
         for cost in [1.01, 0.999, 1.2, 1.005] {
-            let assessment = belief.assess(cost, 0);
+            let assessment = belief.assess(cost, 0, false);
             belief.settle(&assessment, false);
         }
         belief.control(0.997, 0);
@@ -297,15 +296,15 @@ mod tests {
     fn a_machine_that_became_slower_is_noticed_and_is_no_loss() {
         let mut belief = Belief::new(1.0, 0);
         (0..3).for_each(|n: u32| belief.control(1.0 + 0.001 * f64::from(n), n.into()));
-        let kept = belief.assess(0.9, 0);
+        let kept = belief.assess(0.9, 0, false);
         belief.settle(&kept, true);
         let before = belief.gain().0;
         // From now on everything costs a tenth more.
         belief.control(1.0, 0);
         belief.control(1.001, 1);
         assert!((belief.gain().0 - before).abs() < 0.02, "{} from {before}", belief.gain().0);
-        assert!(belief.assess(1.0, 0).gain < 0.01);
-        assert!(belief.assess(0.9, 0).gain > 0.08);
+        assert!(belief.assess(1.0, 0, false).gain < 0.01);
+        assert!(belief.assess(0.9, 0, false).gain > 0.08);
     }
 
     /// What is believed after ten trials of a trainer whose luck is twenty times the noise.
@@ -314,7 +313,7 @@ mod tests {
         belief.control(2.007, 1);
         belief.control(1.994, 2);
         for cost in [2.0004, 2.02, 1.9998, 2.0003, 2.08, 1.9997, 2.003, 2.0001, 2.0002, 2.4] {
-            let assessment = belief.assess(cost, 0);
+            let assessment = belief.assess(cost, 0, false);
             belief.settle(&assessment, false);
         }
         belief
@@ -325,16 +324,19 @@ mod tests {
         let mut belief = lucky();
         assert!(belief.noise() < 0.001, "{}", belief.noise());
         // Five times the noise, and a quarter of the luck.
-        let better = belief.clone().assess(1.9985, 0);
+        let better = belief.clone().assess(1.9985, 0, false);
         assert!(better.gain > 0.0001, "{}", better.gain);
-        let worse = belief.assess(2.001, 0);
+        // Another start may be luckier by as much.
+        let elsewhere = belief.clone().assess(1.9985, 0, true);
+        assert!(elsewhere.gain < better.gain / 2.0, "{} of {}", elsewhere.gain, better.gain);
+        let worse = belief.assess(2.001, 0, false);
         assert!(worse.gain < 0.0, "{}", worse.gain);
     }
 
     #[test]
     fn a_gain_that_another_seed_does_not_confirm_was_luck() {
         let mut belief = lucky();
-        let gained = belief.assess(1.99, 0);
+        let gained = belief.assess(1.99, 0, true);
         belief.settle(&gained, true);
         let claim = belief.gain();
         let after = |cost: f64| {

@@ -10,20 +10,9 @@ use std::f64::consts::{LN_2, PI, SQRT_2};
 /// every objective.
 #[derive(Debug, Clone)]
 pub(super) struct Effects {
-    worlds: Vec<World>,
-}
-
-/// One way in which changes may be distributed.
-#[derive(Debug, Clone, Copy)]
-struct World {
-    /// How many changes help, do nothing, and harm.
-    shares: [f64; 3],
-    /// Which of [`Kind::all`] these are.
-    kinds: [usize; 3],
-    /// How many share the incumbent's luck, and how many draw theirs anew.
-    cases: [f64; 2],
-    /// The belief in it; all of them sum to one.
-    belief: f64,
+    /// The belief in each combination of [`REDRAWN`], [`HELPS`], [`NOTHINGS`], [`HARMS`] and
+    /// [`GAINS`], the last one fastest; all of them sum to one.
+    beliefs: Vec<f64>,
 }
 
 /// What a measurement says in one of the two cases: that the change left the incumbent's luck as it
@@ -56,48 +45,31 @@ const NOTHINGS: [f64; 3] = [0.02, 0.3, 0.95];
 const GAINS: [f64; 6] = [0.4, 0.8, 1.6, 3.2, 8.0, 30.0];
 /// How far those that harm do, by the magnitude of a normal deviate: shares, and their scales. In the
 /// last way, little and very much: where the noise is small, that much says nothing about it.
-const HARMS: [[(f64, f64); 3]; 4] = [
-    [(1.0, 3.0), (0.0, 1.0), (0.0, 1.0)],
-    [(1.0, 9.0), (0.0, 1.0), (0.0, 1.0)],
-    [(1.0, 30.0), (0.0, 1.0), (0.0, 1.0)],
-    [(0.6, 4.0), (0.2, 30.0), (0.2, 300.0)],
-];
-/// Shares of all changes that draw their luck anew.
-const REDRAWN: [f64; 2] = [0.01, 0.35];
+const HARMS: [&[(f64, f64)]; 4] =
+    [&[(1.0, 3.0)], &[(1.0, 9.0)], &[(1.0, 30.0)], &[(0.6, 4.0), (0.2, 30.0), (0.2, 300.0)]];
+/// Shares of changes that draw their luck anew, of those that are not seen to start elsewhere; and how
+/// far each is believed at first.
+const REDRAWN: [(f64, f64); 2] = [(0.01, 0.75), (0.35, 0.25)];
+/// The same of those that start elsewhere than the incumbent: with other weights, or batches of
+/// another shape. Weights that are only scaled differently may be as lucky as before.
+const REDRAWN_ELSEWHERE: f64 = 0.9;
 
 /// A world is believed in this much at least: what a night did not show, the next may.
 const LEAST_BELIEF: f64 = 1e-100;
 
-/// All combinations of [`HELPS`], [`NOTHINGS`] and [`REDRAWN`].
-fn shares() -> impl Iterator<Item = (f64, f64, f64)> {
-    let pairs = HELPS.into_iter().flat_map(|helps| NOTHINGS.map(|nothing| (helps, nothing)));
-    pairs.flat_map(|(helps, nothing)| REDRAWN.map(|redrawn| (helps, nothing, redrawn)))
-}
-
 impl Default for Effects {
     fn default() -> Self {
-        let mut worlds = Vec::new();
-        for (helps, nothing, redrawn) in shares() {
-            let rest = 1.0 - helps;
-            let shares = [helps, rest * nothing, rest * (1.0 - nothing)];
-            let cases = [1.0 - redrawn, redrawn];
-            for gain in 0..GAINS.len() {
-                for harm in 0..HARMS.len() {
-                    let kinds = [1 + gain, 0, 1 + GAINS.len() + harm];
-                    worlds.push(World { shares, kinds, cases, belief: 0.0 });
-                }
-            }
-        }
-        let belief = 1.0 / worlds.len() as f64;
-        worlds.iter_mut().for_each(|world| world.belief = belief);
-        Self { worlds }
+        let worlds = HELPS.len() * NOTHINGS.len() * HARMS.len() * GAINS.len();
+        let beliefs = REDRAWN.iter().flat_map(|(_, belief)| vec![belief / worlds as f64; worlds]);
+        Self { beliefs: beliefs.collect() }
     }
 }
 
 impl Effects {
     /// What to believe of a change that was measured: an effect for each case. Learns from it, and
-    /// says how well all worlds together foresaw it: the logarithm of its density.
-    pub(super) fn learn(&mut self, cases: [Case; 2]) -> ([Effect; 2], f64) {
+    /// says how well all worlds together foresaw it: the logarithm of its density. Of a change that
+    /// `starts_elsewhere`, it is known how probable the second case is.
+    pub(super) fn learn(&mut self, cases: [Case; 2], starts_elsewhere: bool) -> ([Effect; 2], f64) {
         let kinds = cases.map(|case| Kind::all(case.y, case.variance));
         // Relative to the greatest, so that none that matters vanishes.
         let logs = kinds.iter().flatten().map(|kind| kind.log_density);
@@ -106,29 +78,27 @@ impl Effects {
 
         // For each case: the density, with it the moments, and the part of those that help.
         let mut sums = [[0.0; 4]; 2];
-        for world in &mut self.worlds {
-            let mut density = 0.0;
-            for case in 0..2 {
-                let [helps, nothing, harms] = std::array::from_fn(|at| {
-                    let kind = world.kinds[at];
-                    let share = world.cases[case] * world.shares[at];
-                    (share * densities[case][kind], kinds[case][kind])
-                });
-                let mean = |of: fn(&Kind) -> f64| {
-                    [helps, nothing, harms].iter().map(|(part, kind)| part * of(kind)).sum::<f64>()
-                };
-                let moments =
-                    [mean(|_| 1.0), mean(|kind| kind.mean), mean(|kind| kind.square), helps.0];
-                density += moments[0];
-                for (sum, moment) in sums[case].iter_mut().zip(moments) {
-                    *sum += world.belief * moment;
+        let worlds_a_share = self.beliefs.len() / REDRAWN.len();
+        let worlds = self.beliefs.chunks_exact_mut(worlds_a_share);
+        for ((share, _), beliefs) in REDRAWN.into_iter().zip(worlds) {
+            let redrawn = if starts_elsewhere { REDRAWN_ELSEWHERE } else { share };
+            let cases = [1.0 - redrawn, redrawn];
+            let either = std::array::from_fn(|kind| {
+                cases[0] * densities[0][kind] + cases[1] * densities[1][kind]
+            });
+            let shares = weigh(beliefs, &either);
+            for (case, sums) in sums.iter_mut().enumerate() {
+                for (at, kind) in kinds[case].iter().enumerate() {
+                    let part = cases[case] * shares[at] * densities[case][at];
+                    let helps = if Kind::is_gain(at) { part } else { 0.0 };
+                    let moments = [part, part * kind.mean, part * kind.square, helps];
+                    sums.iter_mut().zip(moments).for_each(|(sum, moment)| *sum += moment);
                 }
             }
-            world.belief *= density;
         }
         let total: f64 = sums.iter().map(|sums| sums[0]).sum();
-        for world in &mut self.worlds {
-            world.belief = (world.belief / total).max(LEAST_BELIEF);
+        for belief in &mut self.beliefs {
+            *belief = (*belief / total).max(LEAST_BELIEF);
         }
         let effects = sums.map(|[density, mean, square, helps]| {
             if density <= 0.0 {
@@ -141,6 +111,34 @@ impl Effects {
         });
         (effects, total.ln() + greatest)
     }
+}
+
+/// Multiplies the belief in each world by the density that it gives a measurement, of which the
+/// densities by kind are given. Returns how often each kind was expected before, over all worlds.
+fn weigh(beliefs: &mut [f64], densities: &[f64; KINDS]) -> [f64; KINDS] {
+    let mut expected = [0.0; KINDS];
+    let [nothing, rest @ ..] = densities;
+    let (gains, harms) = rest.split_at(GAINS.len());
+    let mut worlds = beliefs.chunks_exact_mut(GAINS.len());
+    for helps in HELPS {
+        for share_of_nothing in NOTHINGS {
+            let share_of_nothing = (1.0 - helps) * share_of_nothing;
+            let share_of_harm = 1.0 - helps - share_of_nothing;
+            for (harm, density) in harms.iter().enumerate() {
+                let other = share_of_nothing * nothing + share_of_harm * density;
+                let mut believed = 0.0;
+                let worlds = worlds.next().into_iter().flatten();
+                for ((belief, gain), expected) in worlds.zip(gains).zip(&mut expected[1..]) {
+                    *expected += helps * *belief;
+                    believed += *belief;
+                    *belief *= other + helps * gain;
+                }
+                expected[0] += share_of_nothing * believed;
+                expected[1 + GAINS.len() + harm] += share_of_harm * believed;
+            }
+        }
+    }
+    expected
 }
 
 /// One of the three kinds of change: how probable it makes a measurement, and the moments of the
@@ -165,6 +163,11 @@ impl Kind {
         })
     }
 
+    /// Whether the kind at this place in [`Kind::all`] is a gain.
+    fn is_gain(at: usize) -> bool {
+        (1..=GAINS.len()).contains(&at)
+    }
+
     fn nothing(y: f64, variance: f64) -> Self {
         Self { log_density: log_normal(y, variance), mean: 0.0, square: 0.0 }
     }
@@ -180,12 +183,16 @@ impl Kind {
     }
 
     /// `y = d + noise` with `d` from a mixture of half-normal distributions.
-    fn harms(y: f64, variance: f64, scales: [(f64, f64); 3]) -> Self {
-        let parts = scales.map(|(share, scale)| {
+    fn harms(y: f64, variance: f64, scales: &[(f64, f64)]) -> Self {
+        if let [(_, scale)] = *scales {
+            return Self::half_normal(y, variance, scale);
+        }
+        let parts = scales.iter().map(|&(share, scale)| {
             let part = Self::half_normal(y, variance, scale);
             Self { log_density: share.ln() + part.log_density, ..part }
         });
-        let log_density = log_sum(parts.map(|part| part.log_density));
+        let parts: Vec<_> = parts.collect();
+        let log_density = log_sum(parts.iter().map(|part| part.log_density));
         let mean = |of: fn(&Self) -> f64| {
             parts.iter().map(|part| (part.log_density - log_density).exp() * of(part)).sum()
         };
@@ -269,7 +276,7 @@ mod tests {
                 }
             };
             check(Kind::helps(y, variance, gain), &exponential, -60.0, 0.0);
-            check(Kind::harms(y, variance, scales), &half_normal, 0.0, 60.0);
+            check(Kind::harms(y, variance, &scales), &half_normal, 0.0, 60.0);
         }
     }
 
@@ -286,9 +293,9 @@ mod tests {
         let after = |measured: &[f64]| {
             let mut effects = Effects::default();
             for &y in measured {
-                effects.learn(both(y));
+                effects.learn(both(y), false);
             }
-            effects.learn(both(-1.0)).0[0].helps
+            effects.learn(both(-1.0), false).0[0].helps
         };
         let nothing: Vec<_> = (0..40).map(|n| f64::from(n % 9) / 4.0 - 1.0).collect();
         let much: Vec<_> = (0..40).map(|n| if n % 2 == 0 { -4.0 } else { 3.0 }).collect();
@@ -299,7 +306,7 @@ mod tests {
     fn no_measurement_breaks_the_belief() {
         let mut effects = Effects::default();
         for y in [0.0, 1e6, -1e6, 1e-9, -40.0, 700.0] {
-            let ([effect, _], log_density) = effects.learn(both(y));
+            let ([effect, _], log_density) = effects.learn(both(y), false);
             assert!(effect.mean.is_finite() && effect.variance >= 0.0, "{effect:?} for {y}");
             assert!((0.0..=1.0).contains(&effect.helps) && log_density.is_finite(), "{y}");
         }
@@ -309,14 +316,14 @@ mod tests {
     fn the_case_that_foresaw_a_measurement_is_believed_and_how_often_is_learned() {
         let cases = |y: f64| [Case { y, variance: 1.0 }, Case { y, variance: 400.0 }];
         let redrawn = |effects: &Effects, y: f64| {
-            let ([shared, redrawn], _) = effects.clone().learn(cases(y));
+            let ([shared, redrawn], _) = effects.clone().learn(cases(y), false);
             assert!((shared.share + redrawn.share - 1.0).abs() < 1e-12);
             redrawn.share
         };
         let (mut seldom, mut often) = (Effects::default(), Effects::default());
         for n in 0..30 {
-            seldom.learn(cases(0.3));
-            often.learn(cases([25.0, -25.0, 0.3, 0.3][n % 4]));
+            seldom.learn(cases(0.3), false);
+            often.learn(cases([25.0, -25.0, 0.3, 0.3][n % 4]), false);
         }
         assert!(redrawn(&seldom, 0.1) < 0.1 && redrawn(&often, 0.1) < 0.1);
         assert!(redrawn(&seldom, -25.0) < redrawn(&often, -25.0));

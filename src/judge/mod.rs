@@ -104,6 +104,8 @@ pub struct Judge {
     belief: Option<Belief>,
     /// The incumbent's cost as it was measured.
     incumbent: f64,
+    /// What the incumbent's training starts from.
+    start: Option<String>,
     /// Whether any program was measured twice.
     has_controls: bool,
 }
@@ -131,6 +133,11 @@ pub struct Candidate<'a> {
     pub cost: f64,
     /// The seed that it was measured under.
     pub seed: u64,
+    /// What its training starts from, [`Measurement::start_sha256`]: who starts elsewhere than the
+    /// incumbent has most likely another luck under the seed.
+    ///
+    /// [`Measurement::start_sha256`]: crate::Measurement::start_sha256
+    pub start: Option<&'a str>,
     /// Whether its source is shorter than the incumbent's.
     pub is_shorter: bool,
     /// How much less it cost than the incumbent in each further measurement of both.
@@ -140,7 +147,7 @@ pub struct Candidate<'a> {
 impl Judge {
     /// A judge that has seen nothing yet.
     pub fn new(rule: JudgeRule) -> Self {
-        Self { rule, belief: None, incumbent: f64::INFINITY, has_controls: false }
+        Self { rule, belief: None, incumbent: f64::INFINITY, start: None, has_controls: false }
     }
 
     /// Whether a candidate, and the incumbent with it, should be measured once more before it is
@@ -166,8 +173,9 @@ impl Judge {
         match (trial.cost(), trial.repeats) {
             (Some(cost), Some(_)) => self.control(cost, trial.seed),
             (Some(cost), None) => {
-                let candidate =
-                    Candidate { cost, seed: trial.seed, is_shorter: false, differences: &[] };
+                let start = trial.measurement.start_sha256.as_deref();
+                let (seed, is_shorter) = (trial.seed, false);
+                let candidate = Candidate { cost, seed, start, is_shorter, differences: &[] };
                 self.weigh(candidate, Some(trial.is_kept()));
             }
             (None, _) => {}
@@ -182,8 +190,8 @@ impl Judge {
         }
     }
 
-    /// The highest cost at which the next candidate, under this seed, would be kept, or measured again;
-    /// `None` before the baseline is measured.
+    /// The highest cost at which the next candidate, under this seed, would be kept, or measured again,
+    /// if it is not known to start elsewhere; `None` before the baseline is measured.
     pub fn bar(&self, seed: u64, is_shorter: bool) -> Option<f64> {
         let belief = self.belief.as_ref()?;
         if self.rule != JudgeRule::Posterior {
@@ -191,7 +199,7 @@ impl Judge {
         }
         let share = worthwhile(is_shorter);
         let is_kept = |cost: f64| {
-            let assessment = belief.clone().assess(cost, seed);
+            let assessment = belief.clone().assess(cost, seed, false);
             assessment.gain > share * assessment.noise
         };
         let reach = BAR_WITHIN * belief.noise();
@@ -216,14 +224,16 @@ impl Judge {
     }
 
     fn weigh(&mut self, candidate: Candidate<'_>, decided: Option<bool>) -> Decision {
-        let Candidate { cost, seed, is_shorter, differences } = candidate;
+        let Candidate { cost, seed, start, is_shorter, differences } = candidate;
         let tested = self.belief.as_ref().map(|belief| self.test(&candidate, belief.noise()));
         let Some(belief) = &mut self.belief else {
             self.belief = Some(Belief::new(cost, seed));
-            self.incumbent = cost;
+            (self.incumbent, self.start) = (cost, start.map(str::to_owned));
             return Decision { keep: true, reason: "the baseline".to_owned(), evidence: None };
         };
-        let assessment = belief.assess(cost, seed);
+        let starts = start.zip(self.start.as_deref());
+        let starts_elsewhere = starts.is_some_and(|(own, incumbents)| own != incumbents);
+        let assessment = belief.assess(cost, seed, starts_elsewhere);
         let share = worthwhile(is_shorter);
         let keep = decided.unwrap_or(match self.rule {
             JudgeRule::Greedy => cost < self.incumbent,
@@ -248,9 +258,12 @@ impl Judge {
             if is_shorter && keep && assessment.gain <= WORTHWHILE * assessment.noise {
                 reason += "; kept because it is shorter";
             }
+            if starts_elsewhere {
+                reason += "; it starts from other weights or batches, so that its luck is its own";
+            }
         }
         if keep {
-            self.incumbent = cost;
+            (self.incumbent, self.start) = (cost, start.map(str::to_owned));
         }
         let evidence = Evidence {
             improves: assessment.improves,
@@ -265,10 +278,13 @@ impl Judge {
 mod tests {
     use super::*;
 
+    const PLAIN: Candidate<'static> =
+        Candidate { cost: 0.0, seed: 0, start: None, is_shorter: false, differences: &[] };
+
     #[test]
     fn what_is_below_the_bar_is_kept_and_what_is_above_is_not() {
         for rule in [JudgeRule::Posterior, JudgeRule::Greedy] {
-            let candidate = |cost| Candidate { cost, seed: 0, is_shorter: false, differences: &[] };
+            let candidate = |cost| Candidate { cost, ..PLAIN };
             let judge = |more: f64| {
                 let mut judge = Judge::new(rule);
                 judge.decide(candidate(1.7));
@@ -289,7 +305,7 @@ mod tests {
     fn a_shorter_source_has_a_lower_bar_to_clear() {
         let mut judge = Judge::new(JudgeRule::Posterior);
         assert_eq!(judge.bar(0, false), None);
-        judge.decide(Candidate { cost: 1.7, seed: 0, is_shorter: false, differences: &[] });
+        judge.decide(Candidate { cost: 1.7, ..PLAIN });
         judge.control(1.705, 1);
         assert!(judge.bar(0, true) > judge.bar(0, false));
     }

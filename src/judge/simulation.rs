@@ -25,31 +25,45 @@ pub struct World {
     pub luck: f64,
     /// Share of changes that draw their luck anew.
     pub redrawn: f64,
+    /// Whether these are seen to start elsewhere than the incumbent.
+    pub is_seen: bool,
 }
 
 /// What the worlds have that say nothing else.
-const QUIET: World =
-    World { name: "", nothing: 0.3, helps: 0.1, gain: 2.0, drift: 0.0, luck: 0.0, redrawn: 0.0 };
+const QUIET: World = World {
+    name: "",
+    nothing: 0.3,
+    helps: 0.1,
+    gain: 2.0,
+    drift: 0.0,
+    luck: 0.0,
+    redrawn: 0.0,
+    is_seen: true,
+};
 
-/// The worlds in which rules are compared: many small gains, few large ones, none at all.
-pub const WORLDS: [World; 10] = [
+/// Where a third of changes draw their luck anew, and luck is ten times the noise.
+const LUCKY: World = World { luck: 10.0, redrawn: 0.33, ..QUIET };
+
+/// The worlds in which rules are compared: many small gains, few large ones, none at all; without
+/// luck, and with it.
+pub const WORLDS: [World; 13] = [
     World { name: "one in ten helps by 2", ..QUIET },
     World { name: "one in ten by 0.7", gain: 0.7, ..QUIET },
     World { name: "one in five by 0.5", helps: 0.2, gain: 0.5, ..QUIET },
     World { name: "one in twenty by 4", helps: 0.05, gain: 4.0, ..QUIET },
     World { name: "15 % by 1.5, all else harms", nothing: 0.0, helps: 0.15, gain: 1.5, ..QUIET },
-    World { name: "nothing has any effect", nothing: 1.0, helps: 0.0, gain: 0.0, ..QUIET },
+    World { name: "nothing has any effect", nothing: 1.0, ..QUIET },
     World { name: "one in ten by 2, noise doubles", drift: 1.0, ..QUIET },
+    World { name: "one in ten by 2, a third start elsewhere", redrawn: 0.33, ..QUIET },
     World { name: "one in ten by 2, luck of 10", luck: 10.0, ..QUIET },
-    World { name: "the same, a third redraw it", luck: 10.0, redrawn: 0.33, ..QUIET },
+    World { name: "the same, a third redraw it", ..LUCKY },
+    World { name: "the same, unseen", is_seen: false, ..LUCKY },
+    World { name: "nothing has any effect, a third redraw a luck of 10", nothing: 1.0, ..LUCKY },
     World {
-        name: "nothing has any effect, a third redraw a luck of 10",
+        name: "the same, unseen, and nothing has any effect",
         nothing: 1.0,
-        helps: 0.0,
-        gain: 0.0,
-        luck: 10.0,
-        redrawn: 0.33,
-        ..QUIET
+        is_seen: false,
+        ..LUCKY
     },
 ];
 
@@ -145,10 +159,11 @@ impl Night {
             }
             let cost = measure(truth + change, candidates, SEED);
             let mut differences = Vec::new();
+            let start = (if world.is_seen { candidates } else { 0 }).to_string();
             let candidate = loop {
-                let is_shorter = false;
+                let (start, is_shorter) = (Some(start.as_str()), false);
                 let candidate =
-                    Candidate { cost, seed: SEED, is_shorter, differences: &differences };
+                    Candidate { cost, seed: SEED, start, is_shorter, differences: &differences };
                 if !judge.wants_another(&candidate) {
                     break candidate;
                 }
@@ -212,23 +227,23 @@ mod tests {
     /// A few nights a world here; `examples/judge.rs` plays as many as one likes.
     #[test]
     fn the_judge_gains_what_the_greedy_rule_does_and_claims_what_is_true() {
-        const NIGHTS: u64 = 30;
+        const NIGHTS: u64 = 60;
         let check = |world: &World| {
             let greedy = play(world, JudgeRule::Greedy, NIGHTS);
             let posterior = play(world, JudgeRule::Posterior, NIGHTS);
             let (claimed, truth) = (posterior.claimed_gain, posterior.true_gain);
-            // So few nights tell the mean gain to about 8 %, and a share to about 5 %.
+            // So few nights tell the mean gain to about 6 %, and a share to about 3 %.
             assert!(posterior.covered >= Some(0.85), "{world:?}: {posterior:?}");
             // What it is there for: the greedy rule's claims are luck in good part.
             assert!(greedy.claimed_gain - greedy.true_gain > 0.8, "{world:?}: {greedy:?}");
-            if world.redrawn > 0.0 {
+            if world.is_seen {
+                assert!(truth >= 0.85 * greedy.true_gain, "{world:?}: {posterior:?}, {greedy:?}");
+                let blur = 0.1 * truth + 0.5 + 0.1 * world.luck;
+                assert!((claimed - truth).abs() < blur, "{world:?}: {posterior:?}");
+            } else {
                 // Two seeds more tell luck from gain only so far.
                 let (own, greedys) = (claimed - truth, greedy.claimed_gain - greedy.true_gain);
                 assert!(own.abs() < greedys / 4.0, "{world:?}: {posterior:?}, {greedy:?}");
-            } else {
-                assert!(truth >= 0.8 * greedy.true_gain, "{world:?}: {posterior:?}, {greedy:?}");
-                let blur = 0.12 * truth + 0.5 + 0.2 * world.luck;
-                assert!((claimed - truth).abs() < blur, "{world:?}: {posterior:?}");
             }
         };
         std::thread::scope(|scope| {

@@ -26,6 +26,11 @@ pub(crate) trait Laboratory: Send {
         tell: &dyn Fn(Event),
     ) -> Result<(), Halt>;
 
+    /// Adds what training started from, of a candidate that was measured: the judge wants to know.
+    fn examine_start(&mut self, _attempt: &mut Attempt) -> Result<(), Halt> {
+        Ok(())
+    }
+
     /// Adds what is worth knowing of a trial that is kept, and has no part in that decision. Returns
     /// what a person should know of it.
     fn examine_kept(&mut self, _attempt: &mut Attempt) -> Result<Vec<String>, Halt> {
@@ -65,6 +70,10 @@ pub(crate) struct Attempt {
     /// The trial's own.
     pub folder: PathBuf,
     pub measurement: Measurement,
+    /// Rows of the first batch, and tokens in each.
+    pub first_batch: Option<[u64; 2]>,
+    /// A hash of the weights that training began with, where somebody looked.
+    pub first_weights: Option<String>,
     /// What was built before it began, if anything was.
     pub built: Option<Built>,
     /// Whom it has to beat, if it may be stopped before its budget is spent.
@@ -82,6 +91,8 @@ impl Attempt {
             seed,
             folder,
             measurement: Measurement::default(),
+            first_batch: None,
+            first_weights: None,
             built: None,
             race: None,
             forecast: None,

@@ -5,6 +5,7 @@ use crate::{
     Budget, Error, Event, Outcome,
     cargo::{Build, Cargo},
     exam::{Candidate, Exam},
+    hash::sha256,
     race::Recorder,
     runner::{Runner, TrainJob},
 };
@@ -55,18 +56,28 @@ impl Laboratory for TrainerLaboratory {
         Ok(())
     }
 
+    fn examine_start(&mut self, attempt: &mut Attempt) -> Result<(), Halt> {
+        let Some([rows, tokens]) = attempt.first_batch else { return Ok(()) };
+        attempt.first_weights = self.first_weights(attempt, attempt.seed)?;
+        if let Some(weights) = &attempt.first_weights {
+            let start = format!("{weights} {rows}x{tokens}");
+            attempt.measurement.start_sha256 = Some(sha256(start.as_bytes()));
+        }
+        Ok(())
+    }
+
     fn examine_kept(&mut self, attempt: &mut Attempt) -> Result<Vec<String>, Halt> {
-        let library = attempt.folder.join(library_name());
-        let first_weights = |seed| self.runner.first_weights(&library, &attempt.folder, seed);
-        let weights =
-            first_weights(attempt.seed).and_then(|own| Ok((own, first_weights(!attempt.seed)?)));
-        attempt.measurement.depends_on_seed = match weights {
-            Ok((own, other)) => Some(own != other),
-            Err(Halt::Ended { .. }) => None,
-            Err(halt) => return Err(halt),
+        let own = match attempt.first_weights.take() {
+            None => self.first_weights(attempt, attempt.seed)?,
+            known => known,
         };
+        if let Some(own) = own {
+            let other = self.first_weights(attempt, !attempt.seed)?;
+            attempt.measurement.depends_on_seed = other.map(|other| own != other);
+        }
 
         let Some(test) = &self.test else { return Ok(Vec::new()) };
+        let library = attempt.folder.join(library_name());
         let checkpoint = attempt.folder.join(CHECKPOINT);
         let candidate =
             Candidate { library: &library, checkpoint: &checkpoint, folder: &attempt.folder };
@@ -102,6 +113,16 @@ pub(crate) fn library_name() -> String {
 }
 
 impl TrainerLaboratory {
+    /// A hash of the weights that an attempt's library builds under a seed; `None` where it fails.
+    fn first_weights(&self, attempt: &Attempt, seed: u64) -> Result<Option<String>, Halt> {
+        let library = attempt.folder.join(library_name());
+        match self.runner.first_weights(&library, &attempt.folder, seed) {
+            Ok(weights) => Ok(Some(weights)),
+            Err(Halt::Ended { .. }) => Ok(None),
+            Err(halt) => Err(halt),
+        }
+    }
+
     fn build(
         &self,
         attempt: &mut Attempt,
@@ -150,7 +171,7 @@ impl TrainerLaboratory {
             checkpoint,
         };
         let number = attempt.number;
-        let Attempt { measurement, race, forecast, .. } = attempt;
+        let Attempt { measurement, first_batch, race, forecast, .. } = attempt;
         let mut recorder = Recorder::default();
         let mut last = None;
         let trained = self.runner.train(&job, &mut measurement.peak_memory_mb, |now, since| {
@@ -184,6 +205,7 @@ impl TrainerLaboratory {
         }
         measurement.loss_curve = recorder.finish();
         if let Some((progress, since)) = last {
+            *first_batch = progress.first_batch;
             measurement.training_seconds = Some(since.as_secs_f64());
             measurement.num_steps = Some(progress.steps);
             measurement.total_tokens = Some(progress.tokens);

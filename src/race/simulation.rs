@@ -79,8 +79,13 @@ pub fn night(world: &World, seed: u64) -> Vec<Trial> {
             judge.control(measured, number as u64);
             false
         } else {
-            let candidate =
-                Candidate { cost: measured, seed: 0, is_shorter: false, differences: &[] };
+            let candidate = Candidate {
+                cost: measured,
+                seed: 0,
+                start: None,
+                is_shorter: false,
+                differences: &[],
+            };
             judge.decide(candidate).keep
         };
         let trial = Finished { number, parent, is_kept, is_control };

@@ -74,6 +74,8 @@ pub(crate) struct Progress {
     pub steps: u64,
     /// Tokens in them.
     pub tokens: u64,
+    /// Rows of the first one, and tokens in each.
+    pub first_batch: Option<[u64; 2]>,
     /// The share of the budget that is spent.
     pub progress: f64,
     /// Since training began, by the worker's clock.

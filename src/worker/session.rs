@@ -28,6 +28,7 @@ pub(super) struct Running {
     last_report: Instant,
     steps: u64,
     tokens: u64,
+    first_batch: Option<[u64; 2]>,
     loss: Option<f64>,
     /// How far training was at the last report, if the parent has not heard of it.
     unsent: Option<Progress>,
@@ -47,6 +48,7 @@ impl Run {
             last_report: now,
             steps: 0,
             tokens: 0,
+            first_batch: None,
             loss: None,
             unsent: None,
             reports: 0,
@@ -60,6 +62,7 @@ impl Running {
         Progress {
             steps: self.steps,
             tokens: self.tokens,
+            first_batch: self.first_batch,
             progress: Host::progress(self),
             seconds: self.begun.elapsed().as_secs_f64(),
             loss: self.loss,
@@ -115,6 +118,7 @@ impl Host for Running {
         }
         self.steps += 1;
         self.tokens += inputs.len() as u64;
+        self.first_batch.get_or_insert([batch_size as u64, seq_len as u64]);
         true
     }
 

@@ -279,6 +279,26 @@ pub fn the_significant_rule_repeats_what_it_cannot_tell() {
     assert!(little.score < little.incumbent && lucky.score > lucky.incumbent);
 }
 
+pub fn a_change_that_starts_from_other_weights_or_batches_is_seen_to() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let rows = tiny::replaced(&tiny::source(), "BATCH_SIZE: usize = 4", "BATCH_SIZE: usize = 8");
+    let sources = vec![
+        ("smoother", tiny::smoothing("60.0")),
+        ("more rows", rows),
+        ("other weights", tiny::doing("DrawFirstWeights")),
+    ];
+    let study = tiny::study(dir.path(), corpus.path()).seed(7);
+    let mut study = study.proposer(Sources(sources)).open().unwrap();
+    study.optimize(None).unwrap();
+    let starts: Vec<_> = study.trials().iter().map(|t| &t.measurement.start_sha256).collect();
+    let [baseline, smoother, rows, weights] = starts[..] else { panic!("{starts:?}") };
+    assert!(baseline.is_some() && smoother == baseline, "{starts:?}");
+    assert!(rows.is_some() && rows != baseline && weights.is_some(), "{starts:?}");
+    assert!(weights != baseline && weights != rows, "{starts:?}");
+    let says = |trial: usize| study.trials()[trial].reason.as_ref().unwrap().contains("its luck");
+    assert_eq!([1, 2, 3].map(says), [false, true, true]);
+}
+
 pub fn kept_trials_are_scored_on_the_test_split_and_tell_if_they_hear_the_seed() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let trainer = tempfile::tempdir().unwrap();

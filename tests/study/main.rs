@@ -92,6 +92,7 @@ fn main() {
             the_gain_of_a_night_is_certified_under_fresh_seeds,
             a_change_that_only_luck_speaks_for_is_dropped_by_the_certificate,
             the_significant_rule_repeats_what_it_cannot_tell,
+            a_change_that_starts_from_other_weights_or_batches_is_seen_to,
             kept_trials_are_scored_on_the_test_split_and_tell_if_they_hear_the_seed;
         mcp:
             an_agent_drives_a_study_over_mcp,
