@@ -70,6 +70,9 @@ struct Options {
     /// and best again, all under this many fresh seeds
     #[arg(long, value_name = "N", default_value_t = 0)]
     certify: usize,
+    /// Measure this recorded trial again, from its stored source and under its seed, and nothing else
+    #[arg(long, value_name = "TRIAL", conflicts_with_all = ["trials", "certify"])]
+    rerun: Option<usize>,
     /// By which rule a trial is kept: posterior, what can be expected to be better; greedy, what
     /// measured better; or significant, what is better beyond the noise when measured again
     #[arg(long, value_name = "RULE", default_value_t)]
@@ -129,6 +132,11 @@ fn run(options: &Options) -> Result<(), Error> {
         }
     });
     let study = study(options, stop, observer);
+    if let Some(trial) = options.rerun {
+        let again = study.and_then(|mut study| rerun(&mut study, trial));
+        let _ = viewer.join();
+        return again.map(|said| print!("{said}"));
+    }
     let result = study.and_then(|mut study| {
         let result = study.optimize(options.trials);
         let certificate = result.and_then(|()| match options.certify {
@@ -158,6 +166,23 @@ fn run(options: &Options) -> Result<(), Error> {
         println!("chart:            {}", dir.join("progress.svg").display());
     }
     Ok(())
+}
+
+/// What a recorded trial comes to now, beside what it came to then.
+fn rerun(study: &mut Study, trial: usize) -> Result<String, Error> {
+    let recorded = study.trials().get(trial).cloned();
+    let seed = recorded.as_ref().map_or(0, |recorded| recorded.seed);
+    let again = study.rerun(trial, seed)?;
+    let (Some(recorded), Some(again)) = (recorded, again) else { return Ok(String::new()) };
+    let score = |score: Option<f64>| score.map_or("none".to_owned(), |score| format!("{score:.9}"));
+    let name = recorded.measurement.name_of_score();
+    let mut said = format!("---\ntrial:            {trial} ({})\n", recorded.description);
+    said += &format!("recorded {name}: {}\n", score(recorded.score()));
+    said += &format!("measured {name}: {}\n", score(again.measurement.score()));
+    if let Some(reason) = again.reason {
+        said += &format!("it came to nothing: {reason}\n");
+    }
+    Ok(said)
 }
 
 fn study(

@@ -52,6 +52,10 @@ pub enum Error {
     #[error("{} is damaged at line {line}: {problem}; mend or remove that line", path.display())]
     Ledger { path: PathBuf, line: usize, problem: String },
 
+    /// The ledger has no trial of this number.
+    #[error("there is no trial {trial}: the ledger has {trials}, from 0 on")]
+    NoTrial { trial: usize, trials: usize },
+
     /// There is nothing to improve on.
     #[error("the unchanged trainer came to nothing: {reason}; see {}", folder.display())]
     Baseline { reason: String, folder: PathBuf },

@@ -22,8 +22,11 @@ impl Study {
     /// `None`: the study was stopped.
     ///
     /// # Errors
-    /// The source is not there any more, or the study cannot go on.
+    /// There is no such trial or its source is not there any more, or the study cannot go on.
     pub fn rerun(&mut self, trial: usize, seed: u64) -> Result<Option<Rerun>> {
+        if trial >= self.trials().len() {
+            return Err(Error::NoTrial { trial, trials: self.trials().len() });
+        }
         let source = self.source_of(trial)?;
         self.tell(Event::Building {
             trial,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A candidate is stopped that has less than this probability of being kept.
-pub const HOPELESS: f64 = 0.02;
+pub const HOPELESS: f64 = 0.05;
 
 /// Nobody is stopped before so many parts of the budget are over: the first losses say little.
 const FIRST_LOOK: usize = 2;

@@ -185,10 +185,10 @@ mod tests {
 
     #[test]
     fn the_race_saves_budgets_and_hardly_loses_a_trial_that_would_be_kept() {
-        for world in WORLDS {
+        let check = |world: &World| {
             let (mut kept, mut lost, mut full, mut raced) = (0, 0, 0.0, 0.0);
-            for seed in 0..10 {
-                let night = night(&world, seed);
+            for seed in 0..20 {
+                let night = night(world, seed);
                 let replay = Replay::of(&night, JudgeRule::default(), HOPELESS);
                 kept += replay.kept;
                 lost += replay.lost.len();
@@ -196,10 +196,15 @@ mod tests {
                 raced += replay.raced.budgets;
             }
             let said = format!("{}: {lost} of {kept} lost, {raced:.0} of {full:.0}", world.name);
-            // One in a hundred more or less is a single trial or two.
-            assert!((lost as f64) < 0.025 * kept as f64, "{said}");
+            // One in a hundred more or less is three trials.
+            assert!((lost as f64) < 0.03 * kept as f64, "{said}");
             assert!(raced < full, "{said}");
             println!("{said}");
-        }
+        };
+        std::thread::scope(|scope| {
+            for world in &WORLDS {
+                scope.spawn(|| check(world));
+            }
+        });
     }
 }
