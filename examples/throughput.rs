@@ -43,6 +43,9 @@ struct Options {
     /// Without bf16, as on processors that do not multiply it
     #[arg(long)]
     f32: bool,
+    /// Forward and backward pass alone: gradients are computed and thrown away
+    #[arg(long)]
+    no_optimizer: bool,
     /// One JSON object a line instead of a table
     #[arg(long)]
     json: bool,
@@ -60,6 +63,8 @@ struct Row {
     shape: String,
     rows: usize,
     parameters: Option<u64>,
+    /// Whether steps are whole, or forward and backward pass alone.
+    with_optimizer: bool,
     operations_per_token: f64,
     step_tokens_per_second: f64,
     peak_operations_per_second: Peak,
@@ -80,10 +85,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let template = TrainerCrate::template(&overnight::cache_dir()?)?.source().to_owned();
     let mut shaped = template.clone();
+    let mut change = |from: &str, to: &str| {
+        assert!(shaped.contains(from), "the template says {from}");
+        shaped = shaped.replace(from, to);
+    };
     if options.f32 {
-        const ON: &str = "const BF16: bool = true;";
-        assert!(template.contains(ON), "the template has this constant");
-        shaped = template.replace(ON, "const BF16: bool = false;");
+        change("const BF16: bool = true;", "const BF16: bool = false;");
+    }
+    if options.no_optimizer {
+        change("optimizer.step(&grads, session.progress())?;", "let _ = (&mut optimizer, &grads);");
     }
     let mut planned: VecDeque<_> = options
         .shape
@@ -131,6 +141,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             shape: shape.to_string(),
             rows,
             parameters: measured.num_params,
+            with_optimizer: !options.no_optimizer,
             operations_per_token: shape.operations_per_token(VOCABULARY, SEQ_LEN),
             step_tokens_per_second,
             peak_operations_per_second: peak,
