@@ -23,7 +23,7 @@ use std::path::Path;
 
 // Model
 const DEPTH: usize = 4; // number of layers  search: choice 2 3 4 5 6 8
-const WIDTH: usize = 64; // channels of the residual stream  search: choice 64 128 192 256
+const WIDTH: usize = 128; // channels of the residual stream  search: choice 64 128 192 256
 const HEAD_DIM: usize = 32; // channels of one attention head  search: choice 16 32 64
 const WINDOW_PATTERN: &str = "SSSL"; // layer by layer, repeated: S sees half the context, L all of it
 const MLP_RATIO: usize = 4; // hidden channels of the MLP per channel  search: choice 2 3 4 6
