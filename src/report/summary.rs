@@ -128,7 +128,7 @@ crashed:          1
 baseline_bpb:     1.002100
 best_bpb:         0.997900
 gain:             0.004200
-claimed_gain:     -0.000454 (-0.015732 to +0.014824)
+claimed_gain:     -0.000312 (-0.013681 to +0.013057)
 best_trial:       2
 best_commit:      0000002
 "
