@@ -4,7 +4,8 @@
 //! weights and order of the data suit it well or badly), plus noise. Candidates are measured under the
 //! incumbent's seed, so that most changes share its luck, and only the noise blurs the difference. But
 //! some draw their luck anew: another width needs other first weights, another batch another order of
-//! the data; so does a source that tampers with its seed. Nobody is told which kind a change is of.
+//! the data; so does a source that tampers with its seed. Who starts from other weights or batches is
+//! known to be most likely of that kind; of all others, how often they are is learned.
 //!
 //! So a candidate that measures `x` came about in one of two ways, `x = θ + luck + d + noise` or
 //! `x = θ + fresh luck + d + noise`, and tells about all of it at once. For a given noise, the true
