@@ -24,6 +24,14 @@ impl Budget {
             Self::Steps(_) => None,
         }
     }
+
+    /// The share that is spent after so much time and so many batches, from 0 to 1.
+    pub(crate) fn progress(&self, since: Duration, steps: u64) -> f64 {
+        match *self {
+            Self::WallClock(limit) => (since.as_secs_f64() / limit.as_secs_f64()).min(1.0),
+            Self::Steps(limit) => (steps as f64 / limit as f64).min(1.0),
+        }
+    }
 }
 
 impl Default for Budget {

@@ -5,6 +5,7 @@ use crate::{
     cargo::{BUILD_LIMIT, Cargo},
     config::{CommandConfig, Config, Objective, TrainerConfig},
     data::{DataSpec, Dataset, PrepareOptions, Split},
+    effort::Bounds,
     exam::{Exam, Rules},
     judge::{Judge, JudgeRule},
     laboratory::{CommandLaboratory, CommandObjective, Laboratory, TrainerLaboratory},
@@ -48,6 +49,7 @@ pub struct StudyBuilder {
     judge: JudgeRule,
     race: bool,
     sandbox: Sandbox,
+    is_bounded: bool,
     build_limit: Duration,
     objective: Option<CommandObjective>,
     rules: Rules,
@@ -81,6 +83,7 @@ impl StudyBuilder {
             judge: JudgeRule::default(),
             race: true,
             sandbox: Sandbox::default(),
+            is_bounded: true,
             build_limit: BUILD_LIMIT,
             objective: None,
             rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
@@ -259,6 +262,14 @@ impl StudyBuilder {
         self
     }
 
+    /// Lets trials take what they like outside of their budget, in `new`, `save`, `load` and the exam,
+    /// up to limits that only end what hangs. Default: each is held to multiples of what the baseline
+    /// needed, lest it train there; see [`Effort`](crate::Effort).
+    pub fn unbounded(mut self) -> Self {
+        self.is_bounded = false;
+        self
+    }
+
     /// How many bytes a trainer may have on disk at a time, in the folder that it works in. Default:
     /// 16 GiB.
     pub fn scratch_bytes(mut self, bytes: u64) -> Self {
@@ -400,7 +411,8 @@ impl StudyBuilder {
             cuda_device: self.cuda_device,
         };
         let (limits, sandbox, stop) = (self.limits, self.sandbox, self.stop.clone());
-        let runner = Runner { program, setup, limits, sandbox, stop };
+        let bounds = Bounds::default();
+        let runner = Runner { program, setup, limits, bounds, sandbox, stop };
         let mut missing = runner.check(dir)?;
         if sandbox != Sandbox::Off && missing.is_empty() {
             let problem = cargo.confine(&runner.program)?;
@@ -439,6 +451,7 @@ impl StudyBuilder {
                 test,
                 cargo,
                 runner,
+                is_bounded: self.is_bounded,
             }),
         })
     }

@@ -9,10 +9,14 @@
 use crate::{
     Error, Outcome, Result,
     data::{Dataset, Split, Windows},
+    effort::Effort,
     laboratory::Halt,
     runner::{Question, Runner},
 };
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// How an exam is held.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +44,8 @@ pub(crate) struct Grade {
     pub bits_per_byte: f64,
     /// Greatest difference between the rooms, in nats.
     pub disagreement: f64,
+    /// What loading and answering took; nothing is known here of training.
+    pub effort: Effort,
 }
 
 /// Windows in one question: few enough that a trainer need not split them itself.
@@ -98,8 +104,13 @@ impl Exam {
             self.windows.inputs.len().div_ceil(ROWS_PER_QUESTION * self.windows.seq_len);
         let steps = questions + self.comparisons;
 
+        // One limit for all of it, not one for each of hundreds of answers.
+        let due = Instant::now() + runner.bounds.exam(runner.limits.exam);
+        let mut effort = Effort::default();
+        let seconds = |spent: Duration| spent.as_secs_f64();
         let nats = {
-            let mut fast = runner.examinee(library, checkpoint, folder)?;
+            let mut fast = runner.examinee(library, checkpoint, folder, due)?;
+            fast.begin(runner.bounds.of(|effort| effort.score_seconds));
             let mut nats = Vec::with_capacity(self.windows.targets.len());
             let size = ROWS_PER_QUESTION * self.windows.seq_len;
             let questions = self.windows.inputs.chunks(size).zip(self.windows.targets.chunks(size));
@@ -116,6 +127,8 @@ impl Exam {
                 nats.extend(answer);
                 progress(done + 1, steps);
             }
+            effort.load_seconds = seconds(fast.loading());
+            effort.score_seconds = seconds(fast.answering());
             nats
         };
         check_costs(&nats).map_err(rejected)?;
@@ -123,7 +136,8 @@ impl Exam {
         // Drawn only now, from the system's randomness: nothing that a trainer sees, not even the
         // study's seed, tells where it will be compared.
         let places = draw_places(self.windows.targets.len(), self.comparisons)?;
-        let mut honest = runner.examinee(library, checkpoint, folder)?;
+        let mut honest = runner.examinee(library, checkpoint, folder, due)?;
+        honest.begin(runner.bounds.of(|effort| effort.logits_seconds));
         let mut pairs = Vec::with_capacity(places.len());
         for (done, &place) in places.iter().enumerate() {
             let row = place - place % self.windows.seq_len;
@@ -139,9 +153,11 @@ impl Exam {
             pairs.push(Pair { place, fast: f64::from(nats[place]), honest: cost });
             progress(questions + done + 1, steps);
         }
+        effort.load_seconds = effort.load_seconds.max(seconds(honest.loading()));
+        effort.logits_seconds = seconds(honest.answering());
         let disagreement = compare(&pairs).map_err(rejected)?;
         let bits_per_byte = bits_per_byte(&nats, &self.windows.targets, &self.token_bytes);
-        Ok(Grade { bits_per_byte, disagreement })
+        Ok(Grade { bits_per_byte, disagreement, effort })
     }
 }
 

@@ -84,7 +84,11 @@ impl Study {
             }
             // A trial that took all of its time, was too far behind or was caught in a lie has had
             // its chance.
-            Outcome::Measured | Outcome::Pruned | Outcome::TimedOut | Outcome::Rejected => {
+            Outcome::Measured
+            | Outcome::Pruned
+            | Outcome::TimedOut
+            | Outcome::Overran
+            | Outcome::Rejected => {
                 return Ok(false);
             }
         };

@@ -2,23 +2,27 @@
 
 use crate::{
     Budget, Error, Outcome, Result,
+    conversation::{Conversation, Heard},
+    data::Loader,
+    effort::Bounds,
     hash::sha256_of_file,
     laboratory::Halt,
     log::Log,
     plugin::Failure,
     process::Group,
     stop::StopHandle,
+    supply::{HandedOut, Supply},
     worker::{
         self,
-        protocol::{Answer, Progress, Request, Setup, TrainingData, read_frame, write_frame},
+        protocol::{Answer, Progress, Request, Setup, frame},
         sandbox::Confinement,
     },
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::Receiver;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::{ChildStdin, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -29,6 +33,8 @@ pub(crate) struct Runner {
     pub program: PathBuf,
     pub setup: Setup,
     pub limits: Limits,
+    /// What the baseline's needs allow beyond that.
+    pub bounds: Bounds,
     pub sandbox: Sandbox,
     pub stop: StopHandle,
 }
@@ -46,7 +52,7 @@ pub enum Sandbox {
     Off,
 }
 
-/// How long a worker may take over what is not training.
+/// How long a worker may take over what is not training, whatever the baseline needed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// For loading the library and building the model.
@@ -55,8 +61,8 @@ pub(crate) struct Limits {
     pub grace: Duration,
     /// For writing or reading the weights.
     pub checkpoint: Duration,
-    /// For one answer in the exam.
-    pub answer: Duration,
+    /// For the exam: both rooms, from the first worker's start to the last answer.
+    pub exam: Duration,
     /// For a training run whose budget is in steps, which no clock ends.
     pub steps: Duration,
     /// Bytes on disk in a trainer's scratch folder, its checkpoint among them.
@@ -69,7 +75,7 @@ impl Default for Limits {
             start: Duration::from_secs(120),
             grace: Duration::from_secs(30),
             checkpoint: Duration::from_secs(120),
-            answer: Duration::from_secs(120),
+            exam: Duration::from_mins(10),
             steps: Duration::from_hours(24),
             scratch_bytes: 16 << 30,
         }
@@ -80,8 +86,12 @@ impl Default for Limits {
 #[derive(Debug, Clone)]
 pub(crate) struct Trained {
     pub startup: Duration,
+    /// Processor time, of `new`.
+    pub building: Duration,
     pub training: Duration,
     pub saving: Duration,
+    /// From handing out the last batch to the closed checkpoint.
+    pub closing: Duration,
     pub progress: Progress,
 }
 
@@ -107,68 +117,101 @@ impl Runner {
         }
     }
 
-    /// Trains `library` and leaves its weights in `checkpoint`; `watch` hears of progress, with the
-    /// time since training began, and may end it.
+    /// Trains `library` and leaves its weights in `checkpoint`; `watch` hears of progress and may end
+    /// it.
     ///
-    /// `peak_memory_mb` is told even of runs that came to nothing.
+    /// `seen` is told even of runs that came to nothing.
     pub(crate) fn train(
         &self,
         job: &TrainJob<'_>,
-        peak_memory_mb: &mut Option<f64>,
-        mut watch: impl FnMut(Progress, Duration) -> Result<(), Halt>,
+        seen: &mut Seen,
+        mut watch: impl FnMut(Progress) -> Result<(), Halt>,
     ) -> Result<Trained, Halt> {
+        let loader = Loader::open(job.tokens, job.bos, self.setup.seed)?;
         let spawned = Instant::now();
         let scratch = Scratch::new(job.folder.join("scratch"))?;
         let mut worker = Worker::spawn(self, job.folder, &scratch.folder)?;
         worker.scratch = Some((scratch.folder.clone(), Instant::now()));
-        let mut session = || -> Result<Trained, Halt> {
-            let training = TrainingData { tokens: job.tokens.to_owned(), bos: job.bos };
+        let session = || -> Result<Trained, Halt> {
             let confinement = Confinement {
-                readable: vec![job.library.to_owned(), job.tokens.to_owned()],
+                readable: vec![job.library.to_owned()],
                 writable: vec![scratch.folder.clone()],
                 cuda: self.setup.cuda_device.is_some(),
                 ..Confinement::default()
             };
             worker.confine(self, confinement)?;
-            worker.start(self, job.library, Some(training))?;
+            let building = worker.start(self, job.library)?;
             let startup = spawned.elapsed();
 
-            let limit = match job.budget {
-                Budget::WallClock(budget) => budget + self.limits.grace,
-                Budget::Steps(_) => self.limits.steps,
-            };
-            let begun = Instant::now();
             worker.ask(&Request::Train { budget: job.budget })?;
-            let mut without_a_number = 0;
-            let progress = loop {
-                let left = limit.saturating_sub(begun.elapsed());
-                match worker.answer(left, "train")? {
-                    Answer::Progress(progress) => {
-                        watch(progress, begun.elapsed())?;
-                        let is_none = progress.loss.is_some_and(f64::is_nan);
-                        without_a_number = if is_none { without_a_number + 1 } else { 0 };
-                        if without_a_number == MOST_REPORTS_WITHOUT_A_NUMBER {
-                            let step = progress.steps;
-                            let reason = format!("train: the loss is NaN; stopped at step {step}");
-                            return Err(ended(Outcome::Failed, reason));
-                        }
-                    }
-                    Answer::Trained(progress) => break progress,
-                    answer => return Err(worker.confused(&answer)),
-                }
-            };
-            let training = begun.elapsed();
+            let mut supply = Supply::begin(loader, self.setup.max_seq_len, job.budget);
+            let progress = self.teach(&mut worker, &mut supply, seen, &mut watch)?;
+            let training = supply.elapsed();
 
-            let saving = Instant::now();
             let saved = scratch.folder.join("checkpoint");
             worker.save(self, &saved)?;
+            let times = supply.closed();
+            // Before the weights are read, nobody is left who could change them.
+            worker.read_peak_memory();
+            let _ = worker.end();
+            if let Some((late, due)) = self.bounds.lateness(job.budget, &times) {
+                let (late, due) = (late.as_secs_f64(), due.as_secs_f64());
+                let reason = format!(
+                    "the weights were saved {late:.1} s too late: with the step in flight and what \
+                     saving takes the baseline, they were due {due:.1} s after training began"
+                );
+                return Err(ended(Outcome::Overran, reason));
+            }
             fs::rename(&saved, job.checkpoint).map_err(Error::io("move", saved))?;
-            Ok(Trained { startup, training, saving: saving.elapsed(), progress })
+            let (saving, closing) = (times.closed - training, times.closed - times.last_batch);
+            Ok(Trained { startup, building, training, saving, closing, progress })
         };
         let trained = session();
         worker.read_peak_memory();
-        *peak_memory_mb = worker.peak_memory_mb;
+        seen.peak_memory_mb = worker.peak_memory_mb;
         trained
+    }
+
+    /// Hands out batches until the trainer returns; the last that it says of its progress.
+    fn teach(
+        &self,
+        worker: &mut Worker,
+        supply: &mut Supply,
+        seen: &mut Seen,
+        watch: &mut impl FnMut(Progress) -> Result<(), Halt>,
+    ) -> Result<Progress, Halt> {
+        let limit = match supply.budget() {
+            Budget::WallClock(budget) => budget + self.limits.grace,
+            Budget::Steps(_) => self.bounds.steps(self.limits.steps),
+        };
+        let mut without_a_number = 0;
+        loop {
+            let left = limit.saturating_sub(supply.elapsed());
+            let answer = worker.answer(left, "train");
+            seen.handed_out = supply.handed_out();
+            match answer? {
+                Answer::Wants { batch_size, seq_len } => match supply.next(batch_size, seq_len)? {
+                    Ok(frame) => worker.send(frame, self.limits.grace, "train")?,
+                    Err(refusal) => {
+                        let reason = format!("train: it asked for no batch: {refusal}");
+                        return Err(ended(Outcome::Rejected, reason));
+                    }
+                },
+                Answer::Progress(claimed) => {
+                    let progress = supply.believed(claimed);
+                    watch(progress)?;
+                    let is_none = progress.loss.is_some_and(f64::is_nan);
+                    without_a_number = if is_none { without_a_number + 1 } else { 0 };
+                    if without_a_number == MOST_REPORTS_WITHOUT_A_NUMBER {
+                        let step = progress.steps;
+                        let reason = format!("train: the loss is NaN; stopped at step {step}");
+                        return Err(ended(Outcome::Failed, reason));
+                    }
+                }
+                Answer::Trained(claimed) => return Ok(supply.believed(claimed)),
+                answer => return Err(worker.confused(&answer)),
+            }
+        }
     }
 
     /// A hash of what a trainer saves that was built under this seed and has not trained.
@@ -189,32 +232,44 @@ impl Runner {
             ..Confinement::default()
         };
         worker.confine(&runner, confinement)?;
-        worker.start(&runner, library, None)?;
+        worker.start(&runner, library)?;
         let saved = scratch.folder.join("checkpoint");
         worker.save(&runner, &saved)?;
         sha256_of_file(&saved).map_err(|error| Error::io("read", saved)(error).into())
     }
 
-    /// A fresh worker that has taken its weights from `checkpoint` and waits for questions.
+    /// A fresh worker that has taken its weights from `checkpoint` and waits for questions, the last
+    /// of which must be answered when `due`.
     pub(crate) fn examinee(
         &self,
         library: &Path,
         checkpoint: &Path,
         folder: &Path,
+        due: Instant,
     ) -> Result<Examinee, Halt> {
-        // It may write nowhere: what one room wrote, the other could read.
-        let mut worker = Worker::spawn(self, folder, folder)?;
+        // An empty folder, which it may not write: what one room wrote, the other could read.
+        let room = Scratch::new(folder.join("room"))?;
+        let mut worker = Worker::spawn(self, folder, &room.folder)?;
         let confinement = Confinement {
             readable: vec![library.to_owned(), checkpoint.to_owned()],
             cuda: self.setup.cuda_device.is_some(),
             ..Confinement::default()
         };
         worker.confine(self, confinement)?;
-        worker.start(self, library, None)?;
+        worker.start(self, library)?;
+        let before = worker.hold_to(self.bounds.of(|effort| effort.load_seconds));
         worker.ask(&Request::Load { checkpoint: checkpoint.to_owned() })?;
         worker.done(self.limits.checkpoint, "load")?;
-        Ok(Examinee { worker, limit: self.limits.answer })
+        let loading = worker.spent().saturating_sub(before);
+        Ok(Examinee { worker, due, loading, before: Duration::ZERO, _room: room })
     }
+}
+
+/// What was seen of a training run, whatever became of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen {
+    pub peak_memory_mb: Option<f64>,
+    pub handed_out: HandedOut,
 }
 
 /// A loss that is no number for as many reports, a second at least, never is one again: the rest of
@@ -236,28 +291,48 @@ pub(crate) struct TrainJob<'a> {
 /// A worker that answers questions.
 pub(crate) struct Examinee {
     worker: Worker,
-    limit: Duration,
+    due: Instant,
+    loading: Duration,
+    /// What it had spent when its questions began.
+    before: Duration,
+    _room: Scratch,
 }
 
 impl Examinee {
+    /// What all answers from here on may take together, if there is a bound.
+    pub(crate) fn begin(&mut self, most: Option<Duration>) {
+        self.before = self.worker.hold_to(most);
+    }
+
+    /// What loading took, in processor time.
+    pub(crate) fn loading(&self) -> Duration {
+        self.loading
+    }
+
+    /// What its answers took so far, in processor time.
+    pub(crate) fn answering(&self) -> Duration {
+        self.worker.spent().saturating_sub(self.before)
+    }
+
     /// The cost in nats of every target.
     pub(crate) fn score(&mut self, windows: &Question<'_>) -> Result<Vec<f32>, Halt> {
-        self.worker.ask(&Request::Score {
+        let question = Request::Score {
             seq_len: windows.seq_len,
             inputs: windows.inputs.to_vec(),
             targets: windows.targets.to_vec(),
-        })?;
-        self.numbers("score")
+        };
+        self.numbers(&question, "score")
     }
 
     /// The logits after `prefix`.
     pub(crate) fn logits(&mut self, prefix: &[u32]) -> Result<Vec<f32>, Halt> {
-        self.worker.ask(&Request::Logits { prefix: prefix.to_vec() })?;
-        self.numbers("logits")
+        self.numbers(&Request::Logits { prefix: prefix.to_vec() }, "logits")
     }
 
-    fn numbers(&mut self, task: &'static str) -> Result<Vec<f32>, Halt> {
-        match self.worker.answer(self.limit, task)? {
+    fn numbers(&mut self, question: &Request, task: &'static str) -> Result<Vec<f32>, Halt> {
+        self.worker.ask(question)?;
+        let left = self.due.saturating_duration_since(Instant::now());
+        match self.worker.answer(left, task)? {
             Answer::Numbers(numbers) => Ok(numbers),
             answer => Err(self.worker.confused(&answer)),
         }
@@ -293,11 +368,14 @@ impl Drop for Scratch {
 /// A worker process. Dropping it kills its whole process group.
 struct Worker {
     group: Group,
-    requests: Option<ChildStdin>,
-    answers: Receiver<io::Result<Answer>>,
+    /// `None` when it has been told to end.
+    conversation: Option<Conversation>,
     log_done: Receiver<()>,
     stop: StopHandle,
     peak_memory_mb: Option<f64>,
+    /// When it was started, where its effort is told by the clock, and the most that it may come to.
+    by_the_clock: Option<Instant>,
+    most: Option<Duration>,
     /// The folder that it may write, and when that was last looked at.
     scratch: Option<(PathBuf, Instant)>,
     scratch_bytes: u64,
@@ -330,6 +408,32 @@ fn bytes_in(folder: &Path) -> u64 {
 /// How often a silent worker is looked after.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long a worker may take to read what it is asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Gives a program to be started a socket for its standard input; the other end of it.
+#[cfg(unix)]
+fn connect(command: &mut Command) -> io::Result<Conversation> {
+    let (ours, theirs) = crate::conversation::Socket::pair()?;
+    command.stdin(std::os::fd::OwnedFd::from(theirs));
+    Conversation::new(ours, TICK)
+}
+
+#[cfg(not(unix))]
+fn connect(_command: &mut Command) -> io::Result<Conversation> {
+    Err(io::Error::other("workers run on Unix only so far"))
+}
+
+/// What a process has used of all processors, user and system, in all its threads. The kernel tells
+/// it in hundredths of a second; `proc_pid_stat(5)`, fields 14 and 15.
+fn processor_time(process: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
+}
+
 impl Worker {
     /// Logs to `folder`, and works in `place`.
     fn spawn(runner: &Runner, folder: &Path, place: &Path) -> Result<Self> {
@@ -340,32 +444,17 @@ impl Worker {
             .env(worker::VARIABLE, "1")
             .env("TMPDIR", place)
             .current_dir(place)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        let conversation = connect(&mut command).map_err(Error::io("reach", &runner.program))?;
         // A group of its own: Ctrl-C at the terminal reaches the study alone, and one kill reaches
         // whatever a trainer has started.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(Error::io("start", &runner.program))?;
+        // With it goes our copy of the worker's end.
+        drop(command);
 
-        let requests = child.stdin.take();
-        let (sender, answers) = crossbeam_channel::unbounded();
-        if let Some(mut stdout) = child.stdout.take() {
-            std::thread::spawn(move || {
-                loop {
-                    let answer = match read_frame(&mut stdout) {
-                        Ok(Some(answer)) => Ok(answer),
-                        Ok(None) => return,
-                        Err(error) => Err(error),
-                    };
-                    let last = answer.is_err();
-                    if sender.send(answer).is_err() || last {
-                        return;
-                    }
-                }
-            });
-        }
         let (log_sender, log_done) = crossbeam_channel::bounded(1);
         if let Some(stderr) = child.stderr.take() {
             let log = Log::append(&folder.join("run.log"))?;
@@ -379,11 +468,12 @@ impl Worker {
         let scratch_bytes = runner.limits.scratch_bytes;
         Ok(Self {
             group,
-            requests,
-            answers,
+            conversation: Some(conversation),
             log_done,
             stop,
             peak_memory_mb: None,
+            by_the_clock: runner.setup.cuda_device.map(|_| Instant::now()),
+            most: None,
             scratch: None,
             scratch_bytes,
         })
@@ -401,15 +491,30 @@ impl Worker {
         }
     }
 
-    fn start(
-        &mut self,
-        runner: &Runner,
-        library: &Path,
-        training: Option<TrainingData>,
-    ) -> Result<(), Halt> {
+    /// The processor time that building the model took.
+    fn start(&mut self, runner: &Runner, library: &Path) -> Result<Duration, Halt> {
+        let before = self.hold_to(runner.bounds.of(|effort| effort.new_seconds));
         let library = library.to_owned();
-        self.ask(&Request::Start { library, setup: runner.setup, training })?;
-        self.done(runner.limits.start, "new")
+        self.ask(&Request::Start { library, setup: runner.setup })?;
+        self.done(runner.limits.start, "new")?;
+        let spent = self.spent().saturating_sub(before);
+        self.hold_to(None);
+        Ok(spent)
+    }
+
+    /// Bounds the effort of what comes next, and says what was spent so far.
+    fn hold_to(&mut self, most: Option<Duration>) -> Duration {
+        let before = self.spent();
+        self.most = most.map(|most| before + most);
+        before
+    }
+
+    /// Its effort so far: processor time of all its threads, or time where it computes on a card.
+    fn spent(&self) -> Duration {
+        match self.by_the_clock {
+            Some(started) => started.elapsed(),
+            None => processor_time(self.group.child.id()).unwrap_or_default(),
+        }
     }
 
     fn save(&mut self, runner: &Runner, checkpoint: &Path) -> Result<(), Halt> {
@@ -424,12 +529,25 @@ impl Worker {
     }
 
     fn ask(&mut self, request: &Request) -> Result<(), Halt> {
-        let sent = match &mut self.requests {
-            Some(pipe) => write_frame(pipe, request),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        // A closed pipe means that the worker is gone; how it went is the better answer.
-        sent.map_err(|_| self.departed("being asked"))
+        let frame = frame(request).map_err(Error::io("send a request to", "a worker"))?;
+        self.send(&frame, PATIENCE, "being asked")
+    }
+
+    /// Sends a whole frame, which waits for the worker to read it.
+    fn send(&mut self, mut frame: &[u8], limit: Duration, task: &'static str) -> Result<(), Halt> {
+        let begun = Instant::now();
+        while !frame.is_empty() {
+            let Some(conversation) = &mut self.conversation else {
+                return Err(self.departed(task));
+            };
+            match conversation.say(frame) {
+                Ok(0) => self.look_after(begun, limit, task)?,
+                Ok(length) => frame = &frame[length..],
+                // A closed socket means that the worker is gone; how it went is the better answer.
+                Err(_) => return Err(self.departed(task)),
+            }
+        }
+        Ok(())
     }
 
     fn done(&mut self, limit: Duration, task: &'static str) -> Result<(), Halt> {
@@ -445,35 +563,70 @@ impl Worker {
         let mut gone = false;
         loop {
             self.check_scratch()?;
-            match self.answers.recv_timeout(TICK.min(limit.saturating_sub(asked.elapsed()))) {
-                Ok(Ok(Answer::Failed(Failure { panicked, message }))) => {
+            let patience = TICK.min(limit.saturating_sub(asked.elapsed()));
+            let Some(conversation) = &mut self.conversation else {
+                return Err(self.departed(task));
+            };
+            match conversation.hear(patience) {
+                Ok(Heard::Answer(Answer::Failed(Failure { panicked, message }))) => {
                     let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
                     return Err(ended(outcome, format!("{task}: {message}")));
                 }
-                Ok(Ok(Answer::LoadFailed(message))) => {
+                Ok(Heard::Answer(Answer::LoadFailed(message))) => {
                     return Err(ended(Outcome::LoadFailed, message));
                 }
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => {
+                Ok(Heard::Answer(answer)) => {
+                    self.check_effort(task)?;
+                    return Ok(answer);
+                }
+                Err(error) => {
                     let reason = format!("{task}: not an answer: {error}");
                     return Err(ended(Outcome::Rejected, reason));
                 }
-                Err(RecvTimeoutError::Disconnected) => return Err(self.departed(task)),
-                Err(RecvTimeoutError::Timeout) if gone => return Err(self.departed(task)),
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Heard::End) => return Err(self.departed(task)),
+                Ok(Heard::Silence) if gone => return Err(self.departed(task)),
+                Ok(Heard::Silence) => {}
             }
-            self.read_peak_memory();
-            if self.stop.is_stopped() {
-                return Err(Halt::Interrupted);
-            }
-            // A process that the trainer left behind may hold the pipe open for ever. One more turn
-            // after the worker's end, for an answer that is still in the pipe.
+            // A process that the trainer left behind may hold the socket open for ever. One more turn
+            // after the worker's end, for an answer that is still on its way.
             gone = self.group.has_ended();
-            if asked.elapsed() >= limit && !gone {
-                let seconds = limit.as_secs_f64();
-                let reason = format!("{task}: no answer within {seconds:.0} s, killed");
-                return Err(ended(Outcome::TimedOut, reason));
+            if !gone {
+                self.look_after(asked, limit, task)?;
             }
+        }
+    }
+
+    /// What is looked after while nothing is heard.
+    fn look_after(
+        &mut self,
+        begun: Instant,
+        limit: Duration,
+        task: &'static str,
+    ) -> Result<(), Halt> {
+        self.read_peak_memory();
+        if self.stop.is_stopped() {
+            return Err(Halt::Interrupted);
+        }
+        self.check_effort(task)?;
+        if begun.elapsed() < limit {
+            return Ok(());
+        }
+        let seconds = limit.as_secs_f64();
+        let reason = format!("{task}: no answer within {seconds:.0} s, killed");
+        Err(ended(Outcome::TimedOut, reason))
+    }
+
+    /// What may be done outside the budget is bounded, lest it be training.
+    fn check_effort(&self, task: &'static str) -> Result<(), Halt> {
+        match self.most {
+            Some(most) if self.spent() > most => {
+                let reason = format!(
+                    "{task}: it took more processor time than ten times the baseline's and two \
+                     seconds, killed"
+                );
+                Err(ended(Outcome::Overran, reason))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -507,7 +660,7 @@ impl Worker {
             Some(status) => departure(status, task),
             None => ended(
                 Outcome::Rejected,
-                format!("{task}: the worker closed its pipe, but did not end"),
+                format!("{task}: the worker closed its socket, but did not end"),
             ),
         }
     }
@@ -515,7 +668,7 @@ impl Worker {
     fn confused(&self, answer: &Answer) -> Halt {
         let kind = match answer {
             Answer::Done | Answer::Confined { .. } => "done",
-            Answer::Progress(_) | Answer::Trained(_) => "progress",
+            Answer::Progress(_) | Answer::Trained(_) | Answer::Wants { .. } => "progress",
             Answer::Numbers(_) => "numbers",
             Answer::LoadFailed(_) | Answer::Failed(_) => "failure",
         };
@@ -524,7 +677,7 @@ impl Worker {
 
     /// Kills what is left of the process and its group, and says how the process ended.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        self.requests = None;
+        self.conversation = None;
         self.group.kill()
     }
 

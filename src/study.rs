@@ -383,6 +383,7 @@ impl Study {
         write(&folder.join("outcome.json"), &json)?;
         let gain = self.gain(&trial);
         self.ledger.append(trial.clone())?;
+        self.laboratory.remember(&trial);
         self.note(&trial, &source, gain);
         self.tell(Event::Finished(Box::new(trial.clone())));
         Ok(trial)
@@ -481,6 +482,7 @@ impl Study {
             let trial = self.ledger.trials()[number].clone();
             let gain = self.gain(&trial);
             self.judge.remember(&trial);
+            self.laboratory.remember(&trial);
             let path = self.folder_of(number).join(self.name_of_source());
             match fs::read_to_string(&path) {
                 Ok(source) => self.note(&trial, &source, gain),

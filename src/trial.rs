@@ -1,6 +1,7 @@
 //! A trial and what became of it: plain data, and the lines of the ledger.
 
 use crate::{
+    effort::Effort,
     judge::Evidence,
     race::{Curve, Forecast},
 };
@@ -116,6 +117,9 @@ pub struct Measurement {
     pub peak_memory_mb: Option<f64>,
     /// Peak memory on the accelerator, in MiB.
     pub peak_vram_mb: Option<f64>,
+    /// What was needed beside the training budget. The baseline's is what others are held to.
+    #[serde(default)]
+    pub effort: Option<Effort>,
     /// The last loss that the trainer reported, in nats a token. Decides nothing.
     pub train_loss: Option<f64>,
     /// What it reported on the way. Speaks against a trial at most: see [`race`](crate::race).
@@ -167,6 +171,9 @@ pub enum Outcome {
     Signalled { signal: i32 },
     /// The worker went on past its time and was killed.
     TimedOut,
+    /// It took more time outside of its budget than the baseline's needs explain, so that the score
+    /// would not be one of this budget.
+    Overran,
     /// It was stopped before its budget was spent, because its loss made a win improbable.
     Pruned,
     /// The worker filled its scratch folder beyond the limit and was killed.

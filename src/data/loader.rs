@@ -15,6 +15,8 @@ pub struct Loader {
     ahead: Option<(usize, usize)>,
     /// Space to give along with the next order.
     spare: Vec<u32>,
+    /// The batch that was handed out last.
+    rows: Vec<u32>,
 }
 
 /// Rows to be filled, `seq_len + 1` tokens each: goes out empty and comes back full.
@@ -36,21 +38,14 @@ impl Loader {
             .name("loader".to_owned())
             .spawn(move || pack(packer, &inbox, &outbox));
         spawned.map_err(Error::io("start a thread to read", path))?;
-        Ok(Self { orders, batches, ahead: None, spare: Vec::new() })
+        Ok(Self { orders, batches, ahead: None, spare: Vec::new(), rows: Vec::new() })
     }
 
-    /// Fills `inputs` and `targets`, of `batch_size * seq_len` tokens each, row major:
-    /// `targets[b, i]` is the token after `inputs[b, i]`.
+    /// The next `batch_size` rows of `seq_len + 1` tokens each, row major.
     ///
     /// # Errors
     /// The thread is gone, which no trainer can bring about.
-    pub fn next(
-        &mut self,
-        batch_size: usize,
-        seq_len: usize,
-        inputs: &mut [u32],
-        targets: &mut [u32],
-    ) -> Result<()> {
+    pub fn next_rows(&mut self, batch_size: usize, seq_len: usize) -> Result<&[u32]> {
         let shape = (batch_size, seq_len);
         if self.ahead.is_some_and(|ahead| ahead != shape) {
             // Packed for nothing; but always so when shapes change like this.
@@ -60,13 +55,30 @@ impl Loader {
             self.order(shape)?;
         }
         let rows = self.receive()?;
+        self.spare = std::mem::replace(&mut self.rows, rows);
+        self.order(shape)?;
+        Ok(&self.rows)
+    }
+
+    /// The same batch as inputs and targets, of `batch_size * seq_len` tokens each, row major:
+    /// `targets[b, i]` is the token after `inputs[b, i]`.
+    ///
+    /// # Errors
+    /// As [`next_rows`](Self::next_rows).
+    pub fn next(
+        &mut self,
+        batch_size: usize,
+        seq_len: usize,
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<()> {
+        let rows = self.next_rows(batch_size, seq_len)?;
         let pairs = inputs.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len));
         for (row, (inputs, targets)) in rows.chunks_exact(seq_len + 1).zip(pairs) {
             inputs.copy_from_slice(&row[..seq_len]);
             targets.copy_from_slice(&row[1..]);
         }
-        self.spare = rows;
-        self.order(shape)
+        Ok(())
     }
 
     fn order(&mut self, shape: (usize, usize)) -> Result<()> {

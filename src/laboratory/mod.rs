@@ -8,7 +8,7 @@ pub use command::CommandObjective;
 pub(crate) use trainer::{CHECKPOINT, TrainerLaboratory, library_name};
 
 use crate::{
-    Error, Event, Measurement, Outcome,
+    Error, Event, Measurement, Outcome, Trial,
     race::{Forecast, Race},
 };
 use std::{
@@ -25,6 +25,9 @@ pub(crate) trait Laboratory: Send {
         source: &Source<'_>,
         tell: &dyn Fn(Event),
     ) -> Result<(), Halt>;
+
+    /// Hears of every trial that stands in the ledger.
+    fn remember(&mut self, _trial: &Trial) {}
 
     /// Adds what training started from, of a candidate that was measured: the judge wants to know.
     fn examine_start(&mut self, _attempt: &mut Attempt) -> Result<(), Halt> {

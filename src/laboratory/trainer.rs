@@ -2,12 +2,12 @@
 
 use super::{Attempt, Builder, Built, Halt, Laboratory, Source};
 use crate::{
-    Budget, Error, Event, Outcome,
+    Budget, Effort, Error, Event, Outcome, Trial,
     cargo::{Build, Cargo},
     exam::{Candidate, Exam},
     hash::sha256,
     race::Recorder,
-    runner::{Runner, TrainJob},
+    runner::{Runner, Seen, TrainJob},
 };
 use std::{
     collections::HashMap,
@@ -28,6 +28,8 @@ pub(crate) struct TrainerLaboratory {
     pub test: Option<Exam>,
     pub cargo: Cargo,
     pub runner: Runner,
+    /// Whether candidates are held to what the baseline needed beside the budget.
+    pub is_bounded: bool,
 }
 
 impl Laboratory for TrainerLaboratory {
@@ -41,7 +43,7 @@ impl Laboratory for TrainerLaboratory {
         let library = attempt.folder.join(library_name());
         self.build(attempt, source.text, &library, tell)?;
         let checkpoint = attempt.folder.join(CHECKPOINT);
-        let saving = self.train(attempt, &library, &checkpoint, tell)?;
+        let (saving, effort) = self.train(attempt, &library, &checkpoint, tell)?;
         attempt.measurement.num_params = count_parameters(&checkpoint);
 
         let begun = Instant::now();
@@ -52,8 +54,18 @@ impl Laboratory for TrainerLaboratory {
             tell(Event::Exam { trial: number, done: done as u64, total: total as u64 });
         });
         attempt.measurement.eval_seconds = Some((saving + begun.elapsed()).as_secs_f64());
-        attempt.measurement.val_bpb = Some(grade?.bits_per_byte);
+        let grade = grade?;
+        attempt.measurement.val_bpb = Some(grade.bits_per_byte);
+        let Effort { closing_seconds, new_seconds, .. } = effort;
+        attempt.measurement.effort = Some(Effort { closing_seconds, new_seconds, ..grade.effort });
         Ok(())
+    }
+
+    fn remember(&mut self, trial: &Trial) {
+        let is_baseline = trial.trial == 0 || trial.repeats == Some(0);
+        if self.is_bounded && is_baseline && trial.outcome.is_measured() {
+            self.runner.bounds.learn(&trial.measurement);
+        }
     }
 
     fn examine_start(&mut self, attempt: &mut Attempt) -> Result<(), Halt> {
@@ -152,14 +164,14 @@ impl TrainerLaboratory {
         }
     }
 
-    /// Trains the library; how long saving took.
+    /// Trains the library; how long saving took, and what is known so far of the effort.
     fn train(
         &self,
         attempt: &mut Attempt,
         library: &Path,
         checkpoint: &Path,
         tell: &dyn Fn(Event),
-    ) -> Result<Duration, Halt> {
+    ) -> Result<(Duration, Effort), Halt> {
         let path = attempt.folder.join("loss.jsonl");
         let mut losses = BufWriter::new(File::create(&path).map_err(Error::io("create", &path))?);
         let job = TrainJob {
@@ -173,9 +185,10 @@ impl TrainerLaboratory {
         let number = attempt.number;
         let Attempt { measurement, first_batch, race, forecast, .. } = attempt;
         let mut recorder = Recorder::default();
-        let mut last = None;
-        let trained = self.runner.train(&job, &mut measurement.peak_memory_mb, |now, since| {
-            last = Some((now, since));
+        let mut seen = Seen::default();
+        let mut loss = None;
+        let trained = self.runner.train(&job, &mut seen, |now| {
+            loss = now.loss;
             recorder.add(now.progress, now.reports, now.mean_loss);
             // The curve is for reading later; a disk that is full is noticed by the ledger.
             let _ = writeln!(losses, "{}", serde_json::to_string(&now).unwrap_or_default());
@@ -200,20 +213,26 @@ impl TrainerLaboratory {
             Ok(())
         });
         let _ = losses.flush();
-        if let Ok(trained) = &trained {
-            last = Some((trained.progress, trained.training));
-        }
         measurement.loss_curve = recorder.finish();
-        if let Some((progress, since)) = last {
-            *first_batch = progress.first_batch;
-            measurement.training_seconds = Some(since.as_secs_f64());
-            measurement.num_steps = Some(progress.steps);
-            measurement.total_tokens = Some(progress.tokens);
-            measurement.train_loss = progress.loss;
+        measurement.peak_memory_mb = seen.peak_memory_mb;
+        let handed_out = seen.handed_out;
+        if handed_out.steps > 0 {
+            *first_batch = handed_out.first_batch;
+            measurement.training_seconds = Some(handed_out.elapsed.as_secs_f64());
+            measurement.num_steps = Some(handed_out.steps);
+            measurement.total_tokens = Some(handed_out.tokens);
+            measurement.train_loss = loss;
         }
         let trained = trained?;
         measurement.startup_seconds = Some(trained.startup.as_secs_f64());
-        Ok(trained.saving)
+        measurement.training_seconds = Some(trained.training.as_secs_f64());
+        measurement.train_loss = trained.progress.loss;
+        let effort = Effort {
+            closing_seconds: trained.closing.as_secs_f64(),
+            new_seconds: trained.building.as_secs_f64(),
+            ..Effort::default()
+        };
+        Ok((trained.saving, effort))
     }
 }
 

@@ -1,24 +1,23 @@
 //! The child's side: the embedding program run again, to load one trainer and serve one parent.
 //!
-//! A worker lives for one task. Its exit is the only unloading there is. It learns what to do from
-//! the pipe that was its standard input and answers on the one that was its standard output; the
-//! trainer finds both replaced, so that nothing it prints can be taken for an answer.
+//! A worker lives for one task. Its exit is the only unloading there is. It is asked and answers
+//! through the socket that was its standard input; the trainer finds an empty input and its log in
+//! place of it. Batches come through the same socket, one by one: there is no file of them here.
 
 pub(crate) mod protocol;
 pub(crate) mod sandbox;
 mod session;
 
 use crate::{
-    Budget,
+    Budget, Error, Result,
     data::Loader,
     plugin::{Failure, LoadedTrainer, Plugin},
 };
-use crossbeam_channel::{Receiver, Sender};
 use overnight_plugin_api::Windows;
-use protocol::{Answer, Request, read_frame, write_frame};
+use protocol::{Answer, Progress, Request, read_frame, read_tokens, write_frame};
 use sandbox::Confinement;
-use session::Run;
-use std::{fs::File, io, process, sync::Arc};
+use session::{Local, Run, Supplier};
+use std::{fs::File, io, process, sync::Arc, time::Instant};
 
 /// Set in a worker's environment, and nowhere else.
 pub(crate) const VARIABLE: &str = "OVERNIGHT_WORKER";
@@ -80,7 +79,8 @@ pub fn train_in_process(
     max_seq_len: usize,
     budget: Budget,
 ) -> Result<u64, Failure> {
-    let mut run = Run { loader, max_seq_len, listener: Box::new(|_| {}) }.begin(budget);
+    let local = Local { loader, budget, begun: Instant::now(), steps: 0 };
+    let mut run = Run { supplier: Box::new(local), max_seq_len }.begin(budget);
     trainer.train(&mut run)?;
     Ok(run.progress().tokens)
 }
@@ -90,104 +90,125 @@ pub(crate) fn is_worker() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
-/// Where answers go; shared by the session and the loop of requests, which take turns.
-pub(crate) type Replies = Arc<parking_lot::Mutex<File>>;
-
 fn serve() -> io::Result<()> {
-    let (requests, replies) = take_pipes()?;
-    let replies: Replies = Arc::new(parking_lot::Mutex::new(replies));
-    let requests = listen(requests);
+    let socket = Arc::new(take_socket()?);
     let mut task = Task::default();
-    for request in requests {
-        let answer = task.answer(request, &replies);
-        write_frame(&mut *replies.lock(), &answer)?;
+    while let Some(request) = read_frame(&mut &*socket)? {
+        if matches!(request, Request::Start { .. }) {
+            // Not sooner: who confines itself must have one thread.
+            watch_over(&socket);
+        }
+        let answer = task.answer(request, &socket);
+        write_frame(&mut &*socket, &answer)?;
     }
     Ok(())
 }
 
-/// Takes standard input and output for the conversation with the parent, and leaves the trainer an
-/// empty input and an output that ends in its log.
+/// Takes standard input for the conversation with the parent, and leaves the trainer an empty input
+/// and an output that ends in its log. As a file it is read and written by calls that the sandbox
+/// allows; those of sockets it does not.
 #[cfg(unix)]
-fn take_pipes() -> io::Result<(File, File)> {
+fn take_socket() -> io::Result<File> {
     use rustix::{io::fcntl_dupfd_cloexec, stdio};
-    let requests = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
-    let replies = fcntl_dupfd_cloexec(stdio::stdout(), 3)?;
+    let socket = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
     stdio::dup2_stdin(File::open("/dev/null")?)?;
     stdio::dup2_stdout(stdio::stderr())?;
-    Ok((requests.into(), replies.into()))
+    Ok(socket.into())
 }
 
 #[cfg(not(unix))]
-fn take_pipes() -> io::Result<(File, File)> {
+fn take_socket() -> io::Result<File> {
     Err(io::Error::other("workers run on Unix only so far"))
 }
 
-/// Reads requests on a thread of its own, which ends the process when the parent is gone: a worker
-/// in the middle of training must not outlive its study.
-fn listen(mut requests: File) -> Receiver<Request> {
-    let (sender, receiver): (Sender<Request>, _) = crossbeam_channel::bounded(1);
+/// Ends the process when the parent is gone, on a thread of its own: a worker in the middle of
+/// training must not outlive its study.
+fn watch_over(socket: &Arc<File>) {
+    let socket = Arc::clone(socket);
     std::thread::spawn(move || {
+        #[cfg(unix)]
         loop {
-            match read_frame(&mut requests) {
-                Ok(Some(request)) => {
-                    if sender.send(request).is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => process::exit(0),
-                Err(error) => {
-                    eprintln!("worker: cannot read a request: {error}");
-                    process::exit(1);
-                }
+            use rustix::event::{PollFd, PollFlags, poll};
+            // That the other end is closed is told without being asked for.
+            let mut ends = [PollFd::new(&*socket, PollFlags::empty())];
+            if poll(&mut ends, None).is_ok() {
+                process::exit(0);
             }
         }
+        #[cfg(not(unix))]
+        drop(socket);
     });
-    receiver
+}
+
+/// The parent, as the supplier of batches.
+struct Parent {
+    socket: Arc<File>,
+    rows: Vec<u8>,
+}
+
+impl Supplier for Parent {
+    fn batch(
+        &mut self,
+        (batch_size, seq_len): (usize, usize),
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<bool> {
+        let mut ask = || {
+            let mut socket = &*self.socket;
+            write_frame(&mut socket, &Answer::Wants { batch_size, seq_len })?;
+            read_tokens(&mut socket, &mut self.rows)
+        };
+        if !ask().map_err(Error::io("read a batch from", "the parent"))? {
+            return Ok(false);
+        }
+        let rows = self.rows.chunks_exact(4 * (seq_len + 1));
+        let pairs = inputs.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len));
+        for (row, (inputs, targets)) in rows.zip(pairs) {
+            let tokens = || row.as_chunks::<4>().0.iter().map(|&token| u32::from_le_bytes(token));
+            inputs.iter_mut().zip(tokens()).for_each(|(to, token)| *to = token);
+            targets.iter_mut().zip(tokens().skip(1)).for_each(|(to, token)| *to = token);
+        }
+        Ok(true)
+    }
+
+    fn hear(&mut self, progress: Progress) {
+        // A parent that is gone ends this process by itself.
+        let _ = write_frame(&mut &*self.socket, &Answer::Progress(progress));
+    }
 }
 
 /// What this worker has been given so far.
 #[derive(Default)]
 struct Task {
     trainer: Option<LoadedTrainer>,
-    run: Option<Run>,
     vocab_size: usize,
+    max_seq_len: usize,
 }
 
 impl Task {
-    fn answer(&mut self, request: Request, replies: &Replies) -> Answer {
-        match self.respond(request, replies) {
+    fn answer(&mut self, request: Request, socket: &Arc<File>) -> Answer {
+        match self.respond(request, socket) {
             Ok(answer) => answer,
             Err(failure) => Answer::Failed(failure),
         }
     }
 
-    fn respond(&mut self, request: Request, replies: &Replies) -> Result<Answer, Failure> {
+    fn respond(&mut self, request: Request, socket: &Arc<File>) -> Result<Answer, Failure> {
         match request {
             Request::Greet => Ok(Answer::Done),
             Request::Confine(confinement) => Ok(Answer::Confined { missing: confinement.enter() }),
-            Request::Start { library, setup, training } => {
+            Request::Start { library, setup } => {
                 let plugin = match Plugin::load(&library) {
                     Ok(plugin) => plugin,
                     Err(error) => return Ok(Answer::LoadFailed(error.to_string())),
                 };
-                self.vocab_size = setup.vocab_size;
+                (self.vocab_size, self.max_seq_len) = (setup.vocab_size, setup.max_seq_len);
                 self.trainer = Some(plugin.trainer(&setup.into())?);
-                if let Some(data) = training {
-                    let loader = match Loader::open(&data.tokens, data.bos, setup.seed) {
-                        Ok(loader) => loader,
-                        Err(error) => return Ok(Answer::LoadFailed(error.to_string())),
-                    };
-                    let replies = Arc::clone(replies);
-                    let listener = Box::new(move |progress| {
-                        // A parent that is gone ends this process by itself.
-                        let _ = write_frame(&mut *replies.lock(), &Answer::Progress(progress));
-                    });
-                    self.run = Some(Run { loader, max_seq_len: setup.max_seq_len, listener });
-                }
                 Ok(Answer::Done)
             }
             Request::Train { budget } => {
-                let Some(run) = self.run.take() else { return Err(out_of_turn()) };
+                let parent = Parent { socket: Arc::clone(socket), rows: Vec::new() };
+                let run = Run { supplier: Box::new(parent), max_seq_len: self.max_seq_len };
                 let mut run = run.begin(budget);
                 self.trainer()?.train(&mut run)?;
                 Ok(Answer::Trained(run.finish()))

@@ -1,4 +1,9 @@
 //! What parent and worker say to each other: frames of a length and a postcard message.
+//!
+//! They go through a socket pair. Unlike a pipe it cannot be opened again by way of `/proc`. A
+//! trainer that finds the descriptor all the same can write what it likes: the parent reads only
+//! while it waits for an answer, and no answer says what a trial is worth, how many batches it was
+//! given or what time it is.
 
 use super::sandbox::Confinement;
 use crate::{Budget, plugin::Failure};
@@ -16,8 +21,9 @@ pub(crate) enum Request {
     /// Give up everything that the task does not need, for good.
     Confine(Confinement),
     /// Load the library and build the trainer.
-    Start { library: PathBuf, setup: Setup, training: Option<TrainingData> },
-    /// Train until the budget is spent; answered by any number of `Progress`, then `Trained`.
+    Start { library: PathBuf, setup: Setup },
+    /// Train until there are no more batches; answered by any number of `Wants` and `Progress`, then
+    /// by `Trained`. The budget is advice, for schedules: the parent holds the clock.
     Train { budget: Budget },
     /// Write the weights to this file.
     Save { checkpoint: PathBuf },
@@ -40,14 +46,6 @@ pub(crate) struct Setup {
     pub cuda_device: Option<usize>,
 }
 
-/// What a training worker, and no other, gets to see.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct TrainingData {
-    /// The training split's token file.
-    pub tokens: PathBuf,
-    pub bos: u32,
-}
-
 /// What the worker answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
@@ -57,17 +55,24 @@ pub(crate) enum Answer {
     Confined {
         missing: Vec<String>,
     },
+    /// A batch of this shape, please. What comes back is no message but the tokens, see
+    /// [`write_tokens`].
+    Wants {
+        batch_size: usize,
+        seq_len: usize,
+    },
     Progress(Progress),
     Trained(Progress),
     /// Nats or logits.
     Numbers(Vec<f32>),
-    /// The library cannot be used, or the tokens cannot be read.
+    /// The library cannot be used.
     LoadFailed(String),
     /// The trainer failed.
     Failed(Failure),
 }
 
-/// How far training has come.
+/// How far training has come, as the worker sees it. The parent believes no more of it than what it
+/// has counted itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     /// Batches handed out.
@@ -102,18 +107,61 @@ impl From<Setup> for overnight_plugin_api::Setup {
 }
 
 /// No honest message is longer: logits over a million tokens take 4 MB.
-const LONGEST_FRAME: usize = 64 << 20;
+pub(super) const LONGEST_FRAME: usize = 64 << 20;
 
-pub(crate) fn write_frame(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+/// The most tokens in a batch, with the one more that each row has: what a frame can hold.
+pub(crate) const LARGEST_BATCH: usize = LONGEST_FRAME / 4;
+
+/// Whether there can be a batch of this shape, or why not.
+pub(crate) fn check_shape(
+    batch_size: usize,
+    seq_len: usize,
+    max_seq_len: usize,
+) -> Result<(), String> {
+    if batch_size == 0 {
+        Err("a batch needs at least one row".to_owned())
+    } else if seq_len == 0 || seq_len > max_seq_len {
+        Err(format!("a row has 1 to {max_seq_len} tokens in this study"))
+    } else if batch_size.saturating_mul(seq_len + 1) > LARGEST_BATCH {
+        Err(format!("a batch has at most {LARGEST_BATCH} tokens"))
+    } else {
+        Ok(())
+    }
+}
+
+/// A message, as it goes through the socket.
+pub(crate) fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; 4];
     frame = postcard::to_extend(message, frame).map_err(io::Error::other)?;
     let length = u32::try_from(frame.len() - 4).map_err(io::Error::other)?;
     frame[..4].copy_from_slice(&length.to_le_bytes());
-    to.write_all(&frame)?;
+    Ok(frame)
+}
+
+/// The rows of a batch as a frame, little-endian, in `frame`; an empty one says that the budget is
+/// spent.
+pub(crate) fn write_tokens(rows: &[u32], frame: &mut Vec<u8>) {
+    frame.clear();
+    // The shape was checked: it fits.
+    frame.extend_from_slice(&(4 * rows.len() as u32).to_le_bytes());
+    frame.extend(rows.iter().flat_map(|token| token.to_le_bytes()));
+}
+
+/// Reads what [`write_tokens`] wrote into `rows`; `false` where the budget is spent.
+pub(super) fn read_tokens(from: &mut impl Read, rows: &mut Vec<u8>) -> io::Result<bool> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    rows.resize((u32::from_le_bytes(length) as usize).min(LONGEST_FRAME), 0);
+    from.read_exact(rows)?;
+    Ok(!rows.is_empty())
+}
+
+pub(crate) fn write_frame(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&frame(message)?)?;
     to.flush()
 }
 
-/// The next message, or `None` where the other side has closed the pipe.
+/// The next message, or `None` where the other side has closed the socket.
 pub(crate) fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
@@ -148,6 +196,18 @@ mod tests {
         assert!(numbers[0] == 1.5 && numbers[1].is_nan());
         assert!(matches!(read_frame(&mut pipe).unwrap(), Some(Answer::Done)));
         assert!(read_frame::<Answer>(&mut pipe).unwrap().is_none());
+    }
+
+    #[test]
+    fn tokens_come_out_as_they_went_in_and_an_empty_batch_is_the_end() {
+        let (mut frame, mut rows) = (vec![9; 3], vec![7]);
+        write_tokens(&[1, 70_000, u32::MAX], &mut frame);
+        assert!(read_tokens(&mut frame.as_slice(), &mut rows).unwrap());
+        let tokens = rows.as_chunks::<4>().0.iter().map(|&token| u32::from_le_bytes(token));
+        assert!(tokens.eq([1, 70_000, u32::MAX]));
+        write_tokens(&[], &mut frame);
+        assert!(!read_tokens(&mut frame.as_slice(), &mut rows).unwrap());
+        assert!(read_tokens(&mut [8, 0, 0, 0, 1].as_slice(), &mut rows).is_err());
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! The session of a running trainer: batches while the budget lasts, progress to the parent.
+//! The session of a running trainer: batches while there are any, progress to whoever listens.
 
-use super::protocol::Progress;
-use crate::{Budget, data::Loader, race};
+use super::protocol::{Progress, check_shape};
+use crate::{Budget, Result, data::Loader, race};
 use abi_stable::std_types::{RErr, ROk, RResult, RSliceMut, RString};
 use overnight_plugin_api::raw::Host;
 use std::time::{Duration, Instant};
@@ -10,14 +10,49 @@ use std::time::{Duration, Instant};
 /// rarely enough to cost nothing.
 const BETWEEN_REPORTS: Duration = Duration::from_millis(100);
 
-/// Hears of progress, now and then.
-pub(super) type Listener = Box<dyn FnMut(Progress)>;
+/// Whoever has the batches: the parent, at the other end of the socket, or this very process.
+pub(super) trait Supplier {
+    /// Fills both slices with a batch of this shape; `false` when there is none any more.
+    fn batch(
+        &mut self,
+        shape: (usize, usize),
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<bool>;
+
+    /// Hears of progress, now and then.
+    fn hear(&mut self, progress: Progress);
+}
+
+/// Batches from this process, until a budget is spent by this process's clock.
+pub(super) struct Local {
+    pub loader: Loader,
+    pub budget: Budget,
+    pub begun: Instant,
+    pub steps: u64,
+}
+
+impl Supplier for Local {
+    fn batch(
+        &mut self,
+        (batch_size, seq_len): (usize, usize),
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<bool> {
+        if self.budget.progress(self.begun.elapsed(), self.steps) >= 1.0 {
+            return Ok(false);
+        }
+        self.steps += 1;
+        self.loader.next(batch_size, seq_len, inputs, targets).map(|()| true)
+    }
+
+    fn hear(&mut self, _progress: Progress) {}
+}
 
 /// A session that is ready, its clock not yet started.
 pub(super) struct Run {
-    pub loader: Loader,
+    pub supplier: Box<dyn Supplier>,
     pub max_seq_len: usize,
-    pub listener: Listener,
 }
 
 /// A session in progress.
@@ -80,22 +115,16 @@ impl Running {
     fn send(&mut self) {
         if let Some(progress) = self.unsent.take() {
             (self.reports, self.sum) = (0, 0.0);
-            (self.run.listener)(progress);
+            self.run.supplier.hear(progress);
         }
     }
 }
 
 impl Host for Running {
     fn check_shape(&self, batch_size: usize, seq_len: usize) -> RResult<(), RString> {
-        let longest = self.run.max_seq_len;
-        if batch_size == 0 {
-            RErr("a batch needs at least one row".into())
-        } else if seq_len == 0 || seq_len > longest {
-            RErr(format!("a row has 1 to {longest} tokens in this study").into())
-        } else if batch_size.saturating_mul(seq_len) > 1 << 28 {
-            RErr("that is more tokens than a machine can hold".into())
-        } else {
-            ROk(())
+        match check_shape(batch_size, seq_len, self.run.max_seq_len) {
+            Ok(()) => ROk(()),
+            Err(refusal) => RErr(refusal.into()),
         }
     }
 
@@ -106,15 +135,16 @@ impl Host for Running {
         mut inputs: RSliceMut<'_, u32>,
         mut targets: RSliceMut<'_, u32>,
     ) -> bool {
-        if Host::progress(self) >= 1.0 {
-            return false;
-        }
         let (inputs, targets) = (inputs.as_mut_slice(), targets.as_mut_slice());
-        if let Err(error) = self.run.loader.next(batch_size, seq_len, inputs, targets) {
-            // The file was whole when it was opened. Nothing of the trainer's doing leads here, and
-            // a budget that ends early would look like a result.
-            eprintln!("worker: {error}");
-            std::process::exit(1);
+        match self.run.supplier.batch((batch_size, seq_len), inputs, targets) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                // Nothing of an honest trainer's doing leads here, and a budget that ends early
+                // would look like a result.
+                eprintln!("worker: {error}");
+                std::process::exit(1);
+            }
         }
         self.steps += 1;
         self.tokens += inputs.len() as u64;
@@ -123,12 +153,7 @@ impl Host for Running {
     }
 
     fn progress(&self) -> f64 {
-        match self.budget {
-            Budget::WallClock(limit) => {
-                (self.begun.elapsed().as_secs_f64() / limit.as_secs_f64()).min(1.0)
-            }
-            Budget::Steps(limit) => self.steps as f64 / limit as f64,
-        }
+        self.budget.progress(self.begun.elapsed(), self.steps)
     }
 
     fn report(&mut self, loss: f64) {

@@ -5,6 +5,7 @@
 
 mod agents;
 mod ahead;
+mod budgeting;
 mod chatting;
 mod comparing;
 mod containment;
@@ -56,6 +57,11 @@ fn main() {
             who_does_not_think_is_asked_when_all_is_known,
             an_agent_thinks_ahead_of_a_trainer,
             beside_a_trial_on_a_card_the_next_one_is_built;
+        budgeting:
+            training_outside_of_the_budget_does_not_count,
+            without_bounds_it_does,
+            a_study_that_is_reopened_knows_what_the_baseline_needed,
+            a_trainer_sees_no_more_than_it_was_handed;
         chatting:
             a_chat_model_completes_a_study;
         comparing:

@@ -56,6 +56,13 @@ enum Deed {
     CarryACache,
     SaveOtherWeights,
     ForgetWeights,
+    TrainInNew,
+    TrainAfterTheBudget,
+    TrainWhileSaving,
+    TrainWhileLoading,
+    TrainInTheExam,
+    AnswerLate,
+    ReadAllTokens,
     FeelLucky,
     DrawFirstWeights,
     Uniform,
@@ -88,10 +95,27 @@ impl Bigram {
     }
 }
 
+impl Bigram {
+    /// Counts what stands in a whole file of training tokens, if it can be had: a header that ends
+    /// with the number of documents and of tokens, where each document ends, the tokens.
+    fn read_all_tokens(&mut self) {
+        let Ok(bytes) = std::fs::read(SECRET) else { return };
+        let documents = u64::from_le_bytes(bytes[8..16].try_into().unwrap()) as usize;
+        let tokens = bytes[24 + 8 * documents..].as_chunks::<2>().0;
+        for pair in tokens.windows(2) {
+            let [token, next] = [0, 1].map(|i| u16::from_le_bytes(pair[i]) as usize);
+            self.counts[token * self.vocab_size + next] += 1.0;
+        }
+    }
+}
+
 impl Trainer for Bigram {
     fn new(setup: &Setup) -> Result<Self> {
         if DEED == Deed::PanicInNew {
             panic!("not today");
+        }
+        if DEED == Deed::TrainInNew {
+            work();
         }
         let first =
             if DEED == Deed::DrawFirstWeights { (setup.seed % 1000) as f32 / 1e6 } else { 0.0 };
@@ -111,6 +135,9 @@ impl Trainer for Bigram {
 
     fn train(&mut self, session: &mut Session<'_>) -> Result<()> {
         let seq_len = if DEED == Deed::AskForTooMuch { 100_000 } else { 32 };
+        if DEED == Deed::ReadAllTokens {
+            self.read_all_tokens();
+        }
         while let Some(batch) = session.next_batch(BATCH_SIZE, seq_len) {
             for (&token, &next) in batch.inputs.iter().zip(&batch.targets) {
                 self.counts[token as usize * self.vocab_size + next as usize] += 1.0;
@@ -176,12 +203,18 @@ impl Trainer for Bigram {
                 _ => {}
             }
         }
+        if DEED == Deed::TrainAfterTheBudget {
+            work();
+        }
         Ok(())
     }
 
     fn score(&mut self, windows: Windows<'_>, nats: &mut [f32]) -> Result<()> {
         if DEED == Deed::PassNotes && std::fs::write("notes", "for the other room").is_ok() {
             panic!("notes were passed");
+        }
+        if DEED == Deed::TrainInTheExam {
+            work();
         }
         if DEED == Deed::LearnFromTheExam {
             for (&token, &next) in windows.inputs.iter().zip(windows.targets) {
@@ -222,6 +255,9 @@ impl Trainer for Bigram {
     }
 
     fn logits(&mut self, prefix: &[u32], logits: &mut [f32]) -> Result<()> {
+        if DEED == Deed::AnswerLate {
+            work();
+        }
         let last = prefix[prefix.len() - 1];
         for (next, logit) in logits.iter_mut().enumerate() {
             *logit = self.probability(last, next as u32).ln() as f32;
@@ -237,6 +273,9 @@ impl Trainer for Bigram {
             self.counts.fill(0.0);
         }
         let bytes: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        if DEED == Deed::TrainWhileSaving {
+            work();
+        }
         std::fs::write(checkpoint, &bytes)?;
         if DEED == Deed::LeaveAThreadBehind {
             // Lies in wait with the file open, to answer with something else later.
@@ -254,12 +293,24 @@ impl Trainer for Bigram {
 
     fn load(&mut self, checkpoint: &Path) -> Result<()> {
         let bytes = std::fs::read(checkpoint)?;
+        if DEED == Deed::TrainWhileLoading {
+            work();
+        }
         if DEED == Deed::ForgetWeights {
             return Err(Error::msg("what weights?"));
         }
         let counts = bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
         self.counts = counts.collect();
         Ok(())
+    }
+}
+
+/// As if it trained, where nobody counts it.
+#[allow(dead_code)]
+fn work() {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < std::time::Duration::from_secs(5) {
+        std::hint::spin_loop();
     }
 }
 
