@@ -6,6 +6,7 @@ mod builder;
 mod bundle;
 mod cargo;
 mod certificate;
+mod child;
 pub mod comparison;
 mod config;
 mod conversation;

@@ -1,0 +1,419 @@
+//! A worker process, as its parent has it: started, asked, looked after, killed.
+
+use crate::{
+    Error, Outcome, Result,
+    conversation::{Conversation, Heard},
+    laboratory::Halt,
+    log::Log,
+    plugin::Failure,
+    process::Group,
+    runner::{Runner, Sandbox},
+    stop::StopHandle,
+    worker::{
+        self,
+        protocol::{Answer, Request, frame},
+        sandbox::Confinement,
+    },
+};
+use crossbeam_channel::Receiver;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A worker process. Dropping it kills its whole process group.
+pub(crate) struct Worker {
+    group: Group,
+    /// `None` when it has been told to end.
+    conversation: Option<Conversation>,
+    log_done: Receiver<()>,
+    stop: StopHandle,
+    pub(crate) peak_memory_mb: Option<f64>,
+    /// When it was started, where its effort is told by the clock, and the most that it may come to.
+    by_the_clock: Option<Instant>,
+    most: Option<Duration>,
+    /// The folder that it may write, and when that was last looked at.
+    pub(crate) scratch: Option<(PathBuf, Instant)>,
+    scratch_bytes: u64,
+}
+
+/// How often a scratch folder is measured.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// What all files below a folder take of the disk; links are not followed.
+fn bytes_in(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            // What vanishes meanwhile takes nothing.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            #[cfg(unix)]
+            let taken = 512 * std::os::unix::fs::MetadataExt::blocks(&metadata);
+            #[cfg(not(unix))]
+            let taken = metadata.len();
+            bytes += taken;
+        }
+    }
+    bytes
+}
+
+/// How often a silent worker is looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a worker may take to read what it is asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Gives a program to be started a socket for its standard input; the other end of it.
+#[cfg(unix)]
+fn connect(command: &mut Command) -> io::Result<Conversation> {
+    let (ours, theirs) = crate::conversation::Socket::pair()?;
+    command.stdin(std::os::fd::OwnedFd::from(theirs));
+    Conversation::new(ours, TICK)
+}
+
+#[cfg(not(unix))]
+fn connect(_command: &mut Command) -> io::Result<Conversation> {
+    Err(io::Error::other("workers run on Unix only so far"))
+}
+
+/// What a process has used of all processors, user and system, in all its threads. The kernel tells
+/// it in hundredths of a second; `proc_pid_stat(5)`, fields 14 and 15.
+fn processor_time(process: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
+}
+
+impl Worker {
+    /// Logs to `folder`, and works in `place`.
+    pub(crate) fn spawn(runner: &Runner, folder: &Path, place: &Path) -> Result<Self> {
+        let mut command = Command::new(&runner.program);
+        command
+            .env_clear()
+            .envs(environment(runner.setup.threads))
+            .env(worker::VARIABLE, "1")
+            .env("TMPDIR", place)
+            .current_dir(place)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let conversation = connect(&mut command).map_err(Error::io("reach", &runner.program))?;
+        // A group of its own: Ctrl-C at the terminal reaches the study alone, and one kill reaches
+        // whatever a trainer has started.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().map_err(Error::io("start", &runner.program))?;
+        // With it goes our copy of the worker's end.
+        drop(command);
+
+        let (log_sender, log_done) = crossbeam_channel::bounded(1);
+        if let Some(stderr) = child.stderr.take() {
+            let log = Log::append(&folder.join("run.log"))?;
+            std::thread::spawn(move || {
+                log.copy(stderr);
+                let _ = log_sender.send(());
+            });
+        }
+        let stop = runner.stop.clone();
+        let group = Group::new(child);
+        let scratch_bytes = runner.limits.scratch_bytes;
+        Ok(Self {
+            group,
+            conversation: Some(conversation),
+            log_done,
+            stop,
+            peak_memory_mb: None,
+            by_the_clock: runner.setup.cuda_device.map(|_| Instant::now()),
+            most: None,
+            scratch: None,
+            scratch_bytes,
+        })
+    }
+
+    /// What the system lacks for it.
+    pub(crate) fn confine(
+        &mut self,
+        runner: &Runner,
+        confinement: Confinement,
+    ) -> Result<Vec<String>, Halt> {
+        if runner.sandbox == Sandbox::Off {
+            return Ok(Vec::new());
+        }
+        self.ask(&Request::Confine(confinement))?;
+        match self.answer(runner.limits.start, "confine")? {
+            Answer::Confined { missing } => Ok(missing),
+            answer => Err(self.confused(&answer)),
+        }
+    }
+
+    /// The processor time that building the model took.
+    pub(crate) fn start(&mut self, runner: &Runner, library: &Path) -> Result<Duration, Halt> {
+        let before = self.hold_to(runner.bounds.of(|effort| effort.new_seconds));
+        let library = library.to_owned();
+        self.ask(&Request::Start { library, setup: runner.setup })?;
+        self.done(runner.limits.start, "new")?;
+        let spent = self.spent().saturating_sub(before);
+        self.hold_to(None);
+        Ok(spent)
+    }
+
+    /// Bounds the effort of what comes next, and says what was spent so far.
+    pub(crate) fn hold_to(&mut self, most: Option<Duration>) -> Duration {
+        let before = self.spent();
+        self.most = most.map(|most| before + most);
+        before
+    }
+
+    /// Its effort so far: processor time of all its threads, or time where it computes on a card.
+    pub(crate) fn spent(&self) -> Duration {
+        match self.by_the_clock {
+            Some(started) => started.elapsed(),
+            None => processor_time(self.group.child.id()).unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn save(&mut self, runner: &Runner, checkpoint: &Path) -> Result<(), Halt> {
+        self.ask(&Request::Save { checkpoint: checkpoint.to_owned() })?;
+        self.done(runner.limits.checkpoint, "save")?;
+        // A link would lead whoever reads the weights to where it points.
+        if fs::symlink_metadata(checkpoint).is_ok_and(|saved| saved.is_file()) {
+            Ok(())
+        } else {
+            Err(ended(Outcome::Failed, "save: it left no file".to_owned()))
+        }
+    }
+
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<(), Halt> {
+        let frame = frame(request).map_err(Error::io("send a request to", "a worker"))?;
+        self.send(&frame, PATIENCE, "being asked")
+    }
+
+    /// Sends a whole frame, which waits for the worker to read it.
+    pub(crate) fn send(
+        &mut self,
+        mut frame: &[u8],
+        limit: Duration,
+        task: &'static str,
+    ) -> Result<(), Halt> {
+        let begun = Instant::now();
+        while !frame.is_empty() {
+            let Some(conversation) = &mut self.conversation else {
+                return Err(self.departed(task));
+            };
+            match conversation.say(frame) {
+                Ok(0) => self.look_after(begun, limit, task)?,
+                Ok(length) => frame = &frame[length..],
+                // A closed socket means that the worker is gone; how it went is the better answer.
+                Err(_) => return Err(self.departed(task)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn done(&mut self, limit: Duration, task: &'static str) -> Result<(), Halt> {
+        match self.answer(limit, task)? {
+            Answer::Done => Ok(()),
+            answer => Err(self.confused(&answer)),
+        }
+    }
+
+    /// The next answer within `limit`; whatever else happens is how the trial ended.
+    pub(crate) fn answer(&mut self, limit: Duration, task: &'static str) -> Result<Answer, Halt> {
+        let asked = Instant::now();
+        let mut gone = false;
+        loop {
+            self.check_scratch()?;
+            let patience = TICK.min(limit.saturating_sub(asked.elapsed()));
+            let Some(conversation) = &mut self.conversation else {
+                return Err(self.departed(task));
+            };
+            match conversation.hear(patience) {
+                Ok(Heard::Answer(Answer::Failed(Failure { panicked, message }))) => {
+                    let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
+                    return Err(ended(outcome, format!("{task}: {message}")));
+                }
+                Ok(Heard::Answer(Answer::LoadFailed(message))) => {
+                    return Err(ended(Outcome::LoadFailed, message));
+                }
+                Ok(Heard::Answer(answer)) => {
+                    self.check_effort(task)?;
+                    return Ok(answer);
+                }
+                Err(error) => {
+                    let reason = format!("{task}: not an answer: {error}");
+                    return Err(ended(Outcome::Rejected, reason));
+                }
+                Ok(Heard::End) => return Err(self.departed(task)),
+                Ok(Heard::Silence) if gone => return Err(self.departed(task)),
+                Ok(Heard::Silence) => {}
+            }
+            // A process that the trainer left behind may hold the socket open for ever. One more turn
+            // after the worker's end, for an answer that is still on its way.
+            gone = self.group.has_ended();
+            if !gone {
+                self.look_after(asked, limit, task)?;
+            }
+        }
+    }
+
+    /// What is looked after while nothing is heard.
+    fn look_after(
+        &mut self,
+        begun: Instant,
+        limit: Duration,
+        task: &'static str,
+    ) -> Result<(), Halt> {
+        self.read_peak_memory();
+        if self.stop.is_stopped() {
+            return Err(Halt::Interrupted);
+        }
+        self.check_effort(task)?;
+        if begun.elapsed() < limit {
+            return Ok(());
+        }
+        let seconds = limit.as_secs_f64();
+        let reason = format!("{task}: no answer within {seconds:.0} s, killed");
+        Err(ended(Outcome::TimedOut, reason))
+    }
+
+    /// What may be done outside the budget is bounded, lest it be training.
+    fn check_effort(&self, task: &'static str) -> Result<(), Halt> {
+        match self.most {
+            Some(most) if self.spent() > most => {
+                let reason = format!(
+                    "{task}: it took more processor time than ten times the baseline's and two \
+                     seconds, killed"
+                );
+                Err(ended(Outcome::Overran, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// No system has a limit of how much there may be in a folder.
+    fn check_scratch(&mut self) -> Result<(), Halt> {
+        let Some((folder, looked)) = &mut self.scratch else { return Ok(()) };
+        if looked.elapsed() < BETWEEN_LOOKS {
+            return Ok(());
+        }
+        *looked = Instant::now();
+        if bytes_in(folder) <= self.scratch_bytes {
+            return Ok(());
+        }
+        let mib = self.scratch_bytes >> 20;
+        let reason = format!("the scratch folder held more than {mib} MiB, killed");
+        Err(ended(Outcome::OutOfSpace, reason))
+    }
+
+    /// The worker has closed its pipe or ended: says how.
+    fn departed(&mut self, task: &str) -> Halt {
+        let patience = Instant::now();
+        while !self.group.has_ended() && patience.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = if self.group.has_ended() { self.end().ok() } else { None };
+        // A keyboard interrupt that reached the worker is no fact about the trainer.
+        if self.stop.is_stopped() {
+            return Halt::Interrupted;
+        }
+        match status {
+            Some(status) => departure(status, task),
+            None => ended(
+                Outcome::Rejected,
+                format!("{task}: the worker closed its socket, but did not end"),
+            ),
+        }
+    }
+
+    pub(crate) fn confused(&self, answer: &Answer) -> Halt {
+        let kind = match answer {
+            Answer::Done | Answer::Confined { .. } => "done",
+            Answer::Progress(_) | Answer::Trained(_) | Answer::Wants { .. } => "progress",
+            Answer::Numbers(_) => "numbers",
+            Answer::LoadFailed(_) | Answer::Failed(_) => "failure",
+        };
+        ended(Outcome::Rejected, format!("the worker answered a question with {kind}"))
+    }
+
+    /// Kills what is left of the process and its group, and says how the process ended.
+    pub(crate) fn end(&mut self) -> io::Result<ExitStatus> {
+        self.conversation = None;
+        self.group.kill()
+    }
+
+    /// The kernel's own high-water mark, while the process is there to ask about.
+    pub(crate) fn read_peak_memory(&mut self) {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.group.child.id()))
+        else {
+            return;
+        };
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+        if let Some(kib) = kib {
+            self.peak_memory_mb = Some(kib / 1024.0);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.end();
+        // The log is complete when the pipe is; something that escaped the group may hold it open.
+        let _ = self.log_done.recv_timeout(Duration::from_secs(1));
+    }
+}
+
+pub(crate) fn ended(outcome: Outcome, reason: String) -> Halt {
+    Halt::Ended { outcome, reason }
+}
+
+fn departure(status: ExitStatus, task: &str) -> Halt {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        let name = match signal {
+            4 => " (illegal instruction)",
+            6 => " (aborted)",
+            7 => " (bus error)",
+            9 => " (killed, perhaps for want of memory)",
+            11 => " (segmentation fault or stack overflow)",
+            _ => "",
+        };
+        let reason = format!("{task}: the worker was ended by signal {signal}{name}");
+        return ended(Outcome::Signalled { signal }, reason);
+    }
+    let exit_code = status.code().unwrap_or(-1);
+    let reason = format!("{task}: the worker exited with status {exit_code}");
+    ended(Outcome::Exited { exit_code }, reason)
+}
+
+/// The whole environment of a worker: the little that a trainer needs, and settings measured to be
+/// worth it.
+fn environment(threads: usize) -> Vec<(&'static str, std::ffi::OsString)> {
+    const PASSED_ON: &[&str] =
+        &["PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"];
+    let mut environment: Vec<_> =
+        PASSED_ON.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))).collect();
+    environment.extend([
+        ("RUST_BACKTRACE", "1".into()),
+        ("RAYON_NUM_THREADS", threads.to_string().into()),
+        // candle's pool spins without bound while it waits: with one busy neighbour on two cores a
+        // step took fifteen times as long.
+        ("CANDLE_BARRIER_POOL_SPIN_LIMIT", "0".into()),
+        // Tensors come and go by the megabyte. Keeping their pages, rather than returning each to
+        // the system and faulting it in again, made training 1.4 times as fast.
+        (
+            "GLIBC_TUNABLES",
+            "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:\
+             glibc.malloc.top_pad=268435456"
+                .into(),
+        ),
+    ]);
+    environment
+}
