@@ -99,7 +99,7 @@ impl Worker {
         command
             .env_clear()
             .envs(environment(runner.setup.threads))
-            .env(worker::VARIABLE, "1")
+            .env(worker::VARIABLE, std::process::id().to_string())
             .env("TMPDIR", place)
             .current_dir(place)
             .stdout(Stdio::null())

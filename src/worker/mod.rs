@@ -5,6 +5,8 @@
 //! place of it. Batches come through the same socket, one by one: there is no file of them here.
 
 pub(crate) mod protocol;
+#[cfg(target_os = "linux")]
+mod room;
 pub(crate) mod sandbox;
 mod session;
 
@@ -19,7 +21,7 @@ use sandbox::Confinement;
 use session::{Local, Run, Supplier};
 use std::{fs::File, io, process, sync::Arc, time::Instant};
 
-/// Set in a worker's environment, and nowhere else.
+/// Set in a worker's environment, to the parent's process id, and nowhere else.
 pub(crate) const VARIABLE: &str = "OVERNIGHT_WORKER";
 
 /// Set where this program is to confine itself and then become another: a compiler, which cargo puts
@@ -97,6 +99,7 @@ fn serve() -> io::Result<()> {
         if matches!(request, Request::Start { .. }) {
             // Not sooner: who confines itself must have one thread.
             watch_over(&socket);
+            die_with_parent();
         }
         let answer = task.answer(request, &socket);
         write_frame(&mut &*socket, &answer)?;
@@ -110,6 +113,7 @@ fn serve() -> io::Result<()> {
 #[cfg(unix)]
 fn take_socket() -> io::Result<File> {
     use rustix::{io::fcntl_dupfd_cloexec, stdio};
+    close_others();
     let socket = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
     stdio::dup2_stdin(File::open("/dev/null")?)?;
     stdio::dup2_stdout(stdio::stderr())?;
@@ -120,6 +124,33 @@ fn take_socket() -> io::Result<File> {
 fn take_socket() -> io::Result<File> {
     Err(io::Error::other("workers run on Unix only so far"))
 }
+
+/// Closes what the caller's caller left open: whatever this process holds, the trainer holds.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no library has this call for Linux")]
+fn close_others() {
+    // SAFETY: nothing in this process has opened anything yet, so nobody misses what is closed.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn close_others() {}
+
+/// Has the kernel kill this process when its parent dies, whatever the trainer does to the thread that
+/// watches. The kernel forgets this when a process changes its rights, so it comes after that.
+#[cfg(target_os = "linux")]
+fn die_with_parent() {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    let parent = std::env::var(VARIABLE).ok().and_then(|parent| parent.parse().ok());
+    let set = set_parent_process_death_signal(Some(Signal::KILL));
+    // It may have died before.
+    if set.is_err() || getppid().map(|parent| parent.as_raw_nonzero().get()) != parent {
+        process::exit(0);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_parent() {}
 
 /// Ends the process when the parent is gone, on a thread of its own: a worker in the middle of
 /// training must not outlive its study.

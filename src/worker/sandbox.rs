@@ -1,9 +1,9 @@
 //! The sandbox: what a worker may reach is little, and nothing of what decides about it.
 //!
-//! It is put up before the trainer's library is loaded, and cannot be taken down. Landlock limits
-//! files and TCP, seccomp the system calls, resource limits the rest. A system that lacks one of
-//! them goes without it, and says so. The compiler is confined by the same means, less strictly: it
-//! has to start programs.
+//! It is put up before the trainer's library is loaded, and cannot be taken down. A view of the file
+//! system of its own leaves nothing else to be named, Landlock limits files and TCP, seccomp the system
+//! calls, resource limits the rest. A system that lacks one of them goes without it, and says so. The
+//! compiler is confined by the same means but the first, and less strictly: it has to start programs.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -28,6 +28,7 @@ impl Confinement {
     pub(crate) fn enter(&self) -> Vec<String> {
         let mut missing = Vec::new();
         linux::limit_resources(self, &mut missing);
+        linux::limit_view(self, &mut missing);
         linux::limit_files(self, &mut missing);
         linux::limit_calls(self, &mut missing);
         missing
@@ -42,7 +43,10 @@ impl Confinement {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use super::Confinement;
+    use super::{
+        super::room::{self, Use},
+        Confinement,
+    };
     use landlock::{
         ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr,
         RulesetError, RulesetStatus, Scope, path_beneath_rules,
@@ -70,8 +74,11 @@ mod linux {
         "/dev/urandom",
         "/dev/zero",
         // Its own process only: the kernel resolves the link now. Backtraces look here.
-        "/proc/self",
+        OWN_PROCESS,
     ];
+
+    /// Where there is no view of its own. There it would lead to descriptors and memory.
+    const OWN_PROCESS: &str = "/proc/self";
 
     /// Compilers, linkers, and what they ask about the machine.
     const PROGRAMS: &[&str] =
@@ -82,6 +89,29 @@ mod linux {
 
     /// The newest version of Landlock that the rules below were written for.
     const VERSION: ABI = ABI::V6;
+
+    /// Places of the view; a compiler keeps the one that it has.
+    pub(super) fn limit_view(confinement: &Confinement, missing: &mut Vec<String>) {
+        if confinement.programs {
+            return;
+        }
+        let cuda = if confinement.cuda { CUDA_READABLE } else { &[] };
+        let system = READABLE.iter().chain(cuda).filter(|&&path| path != OWN_PROCESS);
+        // Device files have a use of their own.
+        let readable =
+            system.filter(|path| !path.starts_with("/dev/")).map(std::path::PathBuf::from);
+        let readable = readable.chain(confinement.readable.iter().cloned());
+        let devices = ["/dev/null", "/dev/zero", "/dev/urandom"].map(std::path::PathBuf::from);
+        let devices = devices.into_iter().chain(card_nodes(confinement.cuda));
+        let places: Vec<_> = readable
+            .map(|path| (path, Use::Read))
+            .chain(devices.map(|path| (path, Use::Device)))
+            .chain(confinement.writable.iter().map(|path| (path.clone(), Use::Write)))
+            .collect();
+        if let Err(error) = room::enter(&places) {
+            missing.push(format!("view of the file system of its own: {error}"));
+        }
+    }
 
     pub(super) fn limit_files(confinement: &Confinement, missing: &mut Vec<String>) {
         match restrict(confinement) {
@@ -142,6 +172,79 @@ mod linux {
         libc::SYS_setpgid,
     ];
 
+    /// Calls that leave a mark on a file that is not written: modes, owners, times, attributes, locks,
+    /// other names. What one process marks another can see. A compiler needs some of them.
+    const OF_MARKS: &[i64] = &[
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_chmod,
+        libc::SYS_fchmod,
+        libc::SYS_fchmodat,
+        FCHMODAT2,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_chown,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lchown,
+        libc::SYS_fchown,
+        libc::SYS_fchownat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_utime,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_utimes,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_futimesat,
+        libc::SYS_utimensat,
+        libc::SYS_setxattr,
+        libc::SYS_lsetxattr,
+        libc::SYS_fsetxattr,
+        SETXATTRAT,
+        libc::SYS_removexattr,
+        libc::SYS_lremovexattr,
+        libc::SYS_fremovexattr,
+        REMOVEXATTRAT,
+        FILE_SETATTR,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_link,
+        libc::SYS_linkat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_mknod,
+        libc::SYS_mknodat,
+        libc::SYS_flock,
+        // What is in memory of a file tells who read it.
+        libc::SYS_mincore,
+        CACHESTAT,
+        libc::SYS_readahead,
+        libc::SYS_fadvise64,
+        // Other processes' limits, places and turns.
+        libc::SYS_setpriority,
+        libc::SYS_ioprio_set,
+        libc::SYS_kcmp,
+        libc::SYS_process_madvise,
+        libc::SYS_inotify_init1,
+        libc::SYS_fanotify_init,
+    ];
+
+    /// By this bit a call is one of x86-64's third table, where the kernel has that.
+    #[cfg(target_arch = "x86_64")]
+    const X32: i64 = 0x4000_0000;
+
+    // Calls that are too new for the C library; their numbers are the same on all architectures.
+    const CACHESTAT: i64 = 451;
+    const FCHMODAT2: i64 = 452;
+    const SETXATTRAT: i64 = 463;
+    const REMOVEXATTRAT: i64 = 466;
+    const FILE_SETATTR: i64 = 469;
+
+    /// Commands of `fcntl` that other processes notice: locks, leases, and whom a signal goes to.
+    const NOTICED_BY_OTHERS: &[i32] = &[
+        libc::F_SETLK,
+        libc::F_SETLKW,
+        libc::F_OFD_SETLK,
+        libc::F_OFD_SETLKW,
+        libc::F_SETLEASE,
+        libc::F_NOTIFY,
+        libc::F_SETOWN,
+    ];
+
     /// Calls that nobody needs who computes or compiles: they reach the network, other processes,
     /// or parts of the kernel that know no sandbox.
     const DENIED: &[i64] = &[
@@ -159,6 +262,11 @@ mod linux {
         libc::SYS_setns,
         libc::SYS_mount,
         libc::SYS_umount2,
+        libc::SYS_mount_setattr,
+        libc::SYS_move_mount,
+        libc::SYS_open_tree,
+        libc::SYS_fsopen,
+        libc::SYS_fsmount,
         libc::SYS_pivot_root,
         libc::SYS_chroot,
         libc::SYS_bpf,
@@ -171,6 +279,7 @@ mod linux {
         libc::SYS_shmget,
         libc::SYS_msgget,
         libc::SYS_semget,
+        libc::SYS_name_to_handle_at,
         libc::SYS_open_by_handle_at,
         libc::SYS_init_module,
         libc::SYS_finit_module,
@@ -200,10 +309,29 @@ mod linux {
             0,
         );
         let no_thread = SeccompRule::new(vec![no_thread.map_err(said)?]).map_err(said)?;
+        let argument = |place, operator, value: u64| {
+            let condition = SeccompCondition::new(place, SeccompCmpArgLen::Dword, operator, value)
+                .map_err(said)?;
+            SeccompRule::new(vec![condition]).map_err(said)
+        };
         let mut denied: Vec<_> = DENIED.iter().map(|&call| (call, vec![])).collect();
         if !programs {
             denied.extend(OF_PROGRAMS.iter().map(|&call| (call, vec![])));
             denied.push((libc::SYS_clone, vec![no_thread]));
+            denied.extend(OF_MARKS.iter().map(|&call| (call, vec![])));
+            let noticed = NOTICED_BY_OTHERS
+                .iter()
+                .map(|&command| argument(1, SeccompCmpOp::Eq, u64::from(command.cast_unsigned())));
+            denied.push((libc::SYS_fcntl, noticed.collect::<Result<_, _>>()?));
+            // Limits of any process but this.
+            denied.push((libc::SYS_prlimit64, vec![argument(0, SeccompCmpOp::Ne, 0)?]));
+        }
+        // The same calls by their second names, and those that have no other.
+        #[cfg(target_arch = "x86_64")]
+        {
+            let again = denied.iter().map(|(call, _)| (call | X32, vec![]));
+            let again: Vec<_> = again.chain((512..=547).map(|call| (call | X32, vec![]))).collect();
+            denied.extend(again);
         }
         let filter = |calls: Vec<(i64, Vec<SeccompRule>)>, error: i32| {
             let architecture = std::env::consts::ARCH.try_into().map_err(said)?;

@@ -19,12 +19,23 @@ fn validation_text(corpus: &Path) -> PathBuf {
 
 /// The trials of a study after its baseline; nothing where the system cannot confine anybody.
 fn confined(sandbox: Sandbox, deed: &'static str) -> Option<Vec<Trial>> {
+    confined_beside(sandbox, deed, None)
+}
+
+/// The same, with a file of the user's that the trainer knows of; if it is none, it is the validation
+/// text.
+fn confined_beside(
+    sandbox: Sandbox,
+    deed: &'static str,
+    secret: Option<&Path>,
+) -> Option<Vec<Trial>> {
     if sandbox != Sandbox::Off && !tiny::can_confine() {
         println!("skipped: this system cannot confine a worker");
         return None;
     }
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let secret = format!("SECRET: &str = {:?};", validation_text(corpus.path()));
+    let secret = secret.map_or_else(|| validation_text(corpus.path()), Path::to_owned);
+    let secret = format!("SECRET: &str = {secret:?};");
     let source = tiny::replaced(&tiny::doing(deed), "SECRET: &str = \"\";", &secret);
     let study = tiny::study(dir.path(), corpus.path()).sandbox(sandbox);
     let mut study = study.proposer(tiny::Sources(vec![(deed, source)])).open().unwrap();
@@ -41,6 +52,10 @@ pub fn a_trainer_reaches_nothing_that_it_has_no_business_with() {
         "the validation text",
         "the parent's environment",
         "its own memory",
+        "the size of its log",
+        "the existence of files",
+        "its own descriptors",
+        "its parent's state",
         "programs",
         "TCP",
         "UDP",
@@ -58,6 +73,41 @@ pub fn the_rooms_of_the_exam_pass_no_notes() {
     if let Some(trials) = confined(Sandbox::BestEffort, "PassNotes") {
         assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
     }
+}
+
+pub fn the_rooms_of_the_exam_leave_no_marks() {
+    let open = confined(Sandbox::Off, "PassMarks").unwrap();
+    let reason = open[0].reason.as_deref().unwrap();
+    for mark in ["modes", "times", "names", "the log's size"] {
+        assert!(reason.contains(mark), "{mark}: {reason}");
+    }
+    if let Some(trials) = confined(Sandbox::BestEffort, "PassMarks") {
+        assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
+    }
+}
+
+pub fn a_trainer_leaves_the_users_files_as_they_are() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("of the user's");
+    let mode = |sandbox: Sandbox| {
+        std::fs::write(&file, "precious").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        confined_beside(sandbox, "ChangeModes", Some(&file))?;
+        Some(file.metadata().unwrap().permissions().mode() & 0o777)
+    };
+    assert_eq!(mode(Sandbox::Off), Some(0o777));
+    assert!(matches!(mode(Sandbox::BestEffort), None | Some(0o600)));
+}
+
+pub fn what_the_caller_left_open_is_closed_in_a_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(folder.path().join("left-open")).unwrap();
+    // Unlike what Rust opens, a copy like this is inherited by every program that is started.
+    let left_open = rustix::io::dup(&file).unwrap();
+    let trials = confined(Sandbox::Off, "LookForDescriptors").unwrap();
+    assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
+    drop(left_open);
 }
 
 pub fn weights_that_are_a_link_are_none() {

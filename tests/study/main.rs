@@ -70,6 +70,9 @@ fn main() {
         containment:
             a_trainer_reaches_nothing_that_it_has_no_business_with,
             the_rooms_of_the_exam_pass_no_notes,
+            the_rooms_of_the_exam_leave_no_marks,
+            a_trainer_leaves_the_users_files_as_they_are,
+            what_the_caller_left_open_is_closed_in_a_worker,
             weights_that_are_a_link_are_none,
             no_lie_survives_the_exam;
         exam:

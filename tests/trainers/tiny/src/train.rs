@@ -37,6 +37,9 @@ enum Deed {
     ReportTooLittle,
     ReachOut,
     PassNotes,
+    PassMarks,
+    ChangeModes,
+    LookForDescriptors,
     SaveALink,
     PrintWithoutEnd,
     AskForTooMuch,
@@ -75,6 +78,8 @@ pub struct Bigram {
     /// What the window before the present one held.
     cache: Vec<u32>,
     smoothing: f64,
+    /// Where the weights were loaded from.
+    checkpoint: std::path::PathBuf,
 }
 
 impl Bigram {
@@ -130,6 +135,7 @@ impl Trainer for Bigram {
             counts: vec![first; setup.vocab_size * setup.vocab_size],
             cache: Vec::new(),
             smoothing,
+            checkpoint: Default::default(),
         })
     }
 
@@ -192,6 +198,16 @@ impl Trainer for Bigram {
                         panic!("within reach: {}", reached.join(", "));
                     }
                 }
+                Deed::ChangeModes => {
+                    use std::os::unix::fs::PermissionsExt;
+                    let _ = std::fs::set_permissions(SECRET, PermissionsExt::from_mode(0o777));
+                }
+                Deed::LookForDescriptors => {
+                    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+                        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+                        assert!(!target.ends_with("left-open"), "{} is open", target.display());
+                    }
+                }
                 Deed::PrintWithoutEnd => {
                     for line in 0..200_000 {
                         println!("line {line}: {}", "all work and no play ".repeat(4));
@@ -215,6 +231,9 @@ impl Trainer for Bigram {
         }
         if DEED == Deed::TrainInTheExam {
             work();
+        }
+        if DEED == Deed::PassMarks {
+            leave_marks(&self.checkpoint);
         }
         if DEED == Deed::LearnFromTheExam {
             for (&token, &next) in windows.inputs.iter().zip(windows.targets) {
@@ -255,6 +274,12 @@ impl Trainer for Bigram {
     }
 
     fn logits(&mut self, prefix: &[u32], logits: &mut [f32]) -> Result<()> {
+        if DEED == Deed::PassMarks {
+            let seen = marks(&self.checkpoint);
+            if !seen.is_empty() {
+                panic!("the other room said so by {}", seen.join(", "));
+            }
+        }
         if DEED == Deed::AnswerLate {
             work();
         }
@@ -293,6 +318,7 @@ impl Trainer for Bigram {
 
     fn load(&mut self, checkpoint: &Path) -> Result<()> {
         let bytes = std::fs::read(checkpoint)?;
+        self.checkpoint = checkpoint.to_owned();
         if DEED == Deed::TrainWhileLoading {
             work();
         }
@@ -303,6 +329,37 @@ impl Trainer for Bigram {
         self.counts = counts.collect();
         Ok(())
     }
+}
+
+/// A moment that no file is of.
+#[allow(dead_code)]
+const MARK: std::time::Duration = std::time::Duration::from_secs(12345);
+
+/// Leaves what another process can see of files that this one may not write.
+#[allow(dead_code)]
+fn leave_marks(checkpoint: &Path) {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    let _ = fs::set_permissions(checkpoint, PermissionsExt::from_mode(0o604));
+    if let Ok(file) = fs::File::open(checkpoint) {
+        let _ = file.set_modified(std::time::UNIX_EPOCH + MARK);
+    }
+    let _ = fs::hard_link(checkpoint, checkpoint.with_extension("again"));
+    println!("{}", "-".repeat(100_000));
+}
+
+/// What another process has left.
+#[allow(dead_code)]
+fn marks(checkpoint: &Path) -> Vec<&'static str> {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    let metadata = fs::metadata(checkpoint).unwrap();
+    let log = fs::metadata(checkpoint.with_file_name("run.log"));
+    let tries = [
+        ("modes", metadata.permissions().mode() & 0o777 == 0o604),
+        ("times", metadata.modified().unwrap() == std::time::UNIX_EPOCH + MARK),
+        ("names", fs::metadata(checkpoint.with_extension("again")).is_ok()),
+        ("the log's size", log.is_ok_and(|log| log.len() >= 100_000)),
+    ];
+    tries.into_iter().filter_map(|(name, seen)| seen.then_some(name)).collect()
 }
 
 /// As if it trained, where nobody counts it.
@@ -326,6 +383,10 @@ fn reached() -> Vec<&'static str> {
         ("the study", fs::read_dir("../../..").is_ok()),
         ("the validation text", fs::read(SECRET).is_ok()),
         ("its own source", fs::read("../source.rs").is_ok()),
+        ("the size of its log", fs::metadata("../run.log").is_ok()),
+        ("the existence of files", fs::metadata("/etc/passwd").is_ok()),
+        ("its own descriptors", fs::read_dir("/proc/self/fd").is_ok()),
+        ("its parent's state", fs::metadata(format!("/proc/{parent}")).is_ok()),
         ("the system's files", fs::read("/etc/passwd").is_ok()),
         ("the parent's environment", fs::read(format!("/proc/{parent}/environ")).is_ok()),
         ("the trial's folder", fs::write("../notes", "").is_ok()),
