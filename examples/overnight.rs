@@ -205,6 +205,10 @@ fn study(
     }
     if options.strict_sandbox {
         builder = builder.sandbox(Sandbox::Strict);
+        eprintln!("a worker is kept from");
+        for closed in overnight::worker::CLOSED {
+            eprintln!("  {closed}");
+        }
     }
     if options.no_race {
         builder = builder.without_race();

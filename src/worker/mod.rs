@@ -4,11 +4,14 @@
 //! through the socket that was its standard input; the trainer finds an empty input and its log in
 //! place of it. Batches come through the same socket, one by one: there is no file of them here.
 
+mod closed;
 pub(crate) mod protocol;
 #[cfg(target_os = "linux")]
 mod room;
 pub(crate) mod sandbox;
 mod session;
+
+pub use closed::{CLOSED, Closed};
 
 use crate::{
     Budget, Error, Result,

@@ -141,10 +141,13 @@ pub(crate) fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
 /// The rows of a batch as a frame, little-endian, in `frame`; an empty one says that the budget is
 /// spent.
 pub(crate) fn write_tokens(rows: &[u32], frame: &mut Vec<u8>) {
-    frame.clear();
+    frame.resize(4 + 4 * rows.len(), 0);
+    let (length, tokens) = frame.split_at_mut(4);
     // The shape was checked: it fits.
-    frame.extend_from_slice(&(4 * rows.len() as u32).to_le_bytes());
-    frame.extend(rows.iter().flat_map(|token| token.to_le_bytes()));
+    length.copy_from_slice(&(4 * rows.len() as u32).to_le_bytes());
+    for (to, token) in tokens.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+        *to = token.to_le_bytes();
+    }
 }
 
 /// Reads what [`write_tokens`] wrote into `rows`; `false` where the budget is spent.
