@@ -134,14 +134,15 @@ fn show(turn: Turn<'_>) {
     );
 }
 
-/// The first Ctrl-C lets the comparison end well, a second one does not wait.
+/// The first Ctrl-C, SIGTERM or SIGHUP lets the comparison end well, a second one does not wait.
 fn end_on_interrupt(stop: StopHandle) {
     let handler = move || {
         if stop.is_stopped() {
             std::process::exit(130);
         }
         stop.stop();
-        eprintln!("\nstopping; once more to end at once");
+        // With the terminal gone there is nobody to tell, and that is no reason to panic.
+        let _ = writeln!(std::io::stderr(), "\nstopping; once more to end at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
         eprintln!("compare_programs: Ctrl-C will not end the night cleanly: {error}");

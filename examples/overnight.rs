@@ -14,6 +14,7 @@ use overnight::{
     report,
 };
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -23,7 +24,7 @@ use view::{Planned, View};
 
 /// Trains, scores and keeps or discards one edited trainer after the other.
 ///
-/// Press Ctrl-C to end the night: what is recorded stays, and the same command goes on from there.
+/// Press Ctrl-C, or send SIGTERM or SIGHUP, to end the night: what is recorded stays, and the same command goes on from there.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -270,14 +271,15 @@ fn todays_dir() -> PathBuf {
     PathBuf::from("runs").join(today)
 }
 
-/// The first Ctrl-C lets the study end well, a second one does not wait.
+/// The first Ctrl-C, SIGTERM or SIGHUP lets the study end well, a second one does not wait.
 fn end_on_interrupt(stop: StopHandle) {
     let handler = move || {
         if stop.is_stopped() {
             std::process::exit(130);
         }
         stop.stop();
-        eprintln!("\nstopping; once more to end at once");
+        // With the terminal gone there is nobody to tell, and that is no reason to panic.
+        let _ = writeln!(std::io::stderr(), "\nstopping; once more to end at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
         eprintln!("overnight: Ctrl-C will not end the night cleanly: {error}");

@@ -7,6 +7,7 @@
 use crate::{
     Error, Result,
     hash::sha256,
+    lifeline,
     process::Group,
     project::write_if_changed,
     stop::StopHandle,
@@ -147,7 +148,8 @@ impl Cargo {
         let _ = fs::remove_dir_all(folder.join("target"));
         let mut command = self.command("build");
         command.args(["--offline", "--target-dir"]).arg(folder.join("target"));
-        let output = command.current_dir(&folder).output().map_err(|e| missing("cargo", e))?;
+        let output = lifeline::output(command.current_dir(&folder));
+        let output = output.map_err(|error| missing("cargo", error))?;
         if !output.status.success() {
             return Ok(Some(last_lines(&String::from_utf8_lossy(&output.stderr))));
         }
@@ -225,11 +227,8 @@ impl Cargo {
         command.args(["--release", "--offline", "--locked", "--lib", "--message-format=json"]);
         command.arg("--target-dir").arg(&self.target);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let child = command.spawn().map_err(|error| missing("cargo", error))?;
         // Dropped early, it takes the compiler with it.
-        let mut group = Group::new(child);
+        let mut group = Group::spawn(&mut command).map_err(|error| missing("cargo", error))?;
 
         let mut stderr = group.child.stderr.take();
         let complaints = std::thread::spawn(move || {
@@ -360,7 +359,7 @@ impl Cargo {
         let mut command = self.command("metadata");
         command.args(["--format-version=1", "--offline", "--locked"]);
         command.args(host.into_iter().flat_map(|host| ["--filter-platform", host]));
-        let output = command.output().map_err(|error| missing("cargo", error))?;
+        let output = lifeline::output(&mut command).map_err(|error| missing("cargo", error))?;
         let metadata =
             cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout));
         match metadata {
@@ -384,21 +383,77 @@ impl Cargo {
     }
 }
 
-/// `cargo`, without the variables through which an outer cargo or a user's shell would change what
-/// it builds, and so rebuild every dependency.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new("cargo");
-    for variable in [
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_BUILD_TARGET",
-        "CARGO_TARGET_DIR",
-        "CARGO_BUILD_TARGET_DIR",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-    ] {
-        command.env_remove(variable);
+/// What a compiler and the build scripts of dependencies may know of the environment: where things
+/// are, and how a card is compiled for. What changes what cargo builds is not among it, nor any key.
+const PASSED_ON: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "CARGO_HOME",
+    "CARGO_BUILD_JOBS",
+    "CARGO_NET_OFFLINE",
+    "RUSTUP_HOME",
+    "RUSTUP_TOOLCHAIN",
+    "LD_LIBRARY_PATH",
+    "LIBRARY_PATH",
+    "CC",
+    "CXX",
+    "AR",
+    "PKG_CONFIG_PATH",
+    "NVCC",
+    "SDKROOT",
+    "DEVELOPER_DIR",
+];
+
+/// What a download needs beside that. Proxies may have a password.
+const FOR_DOWNLOADS: &[&str] = &[
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "CARGO_HTTP_PROXY",
+    "CARGO_HTTP_CAINFO",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+];
+
+/// Whether a variable is for cargo, and so for all that cargo starts.
+fn is_passed_on(name: &str, value: &str, downloads: bool) -> bool {
+    let starts = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
+    if name.ends_with("_TOKEN") || name.contains("CREDENTIAL") {
+        return false;
     }
+    // Where registries are; a build that finds none of them ends. An address may have a password.
+    let is_place = starts(&["CARGO_REGISTRIES_", "CARGO_SOURCE_"])
+        && ["_INDEX", "_PROTOCOL", "_REPLACE_WITH", "_REGISTRY", "_DIRECTORY"]
+            .iter()
+            .any(|end| name.ends_with(end));
+    PASSED_ON.contains(&name)
+        || starts(&["CUDA_", "NVCC_", "NIX_CC", "NIX_BINTOOLS", "NIX_LDFLAGS", "NIX_CFLAGS"])
+        || is_place && (downloads || !value.contains('@'))
+        || downloads && FOR_DOWNLOADS.contains(&name)
+}
+
+/// `cargo`, with a part of the environment: a source could have the rest told by the compiler, and an
+/// outer cargo or a user's shell would change what is built, and so rebuild every dependency.
+pub(crate) fn cargo() -> Command {
+    cargo_with(false)
+}
+
+fn cargo_with(downloads: bool) -> Command {
+    let mut command = Command::new("cargo");
+    command.env_clear().envs(std::env::vars_os().filter(|(name, value)| {
+        name.to_str().is_some_and(|name| is_passed_on(name, &value.to_string_lossy(), downloads))
+    }));
     command
 }
 
@@ -423,7 +478,8 @@ fn kernel() -> String {
 /// Makes sure that what the lock file in `folder` names is on this machine.
 pub(crate) fn fetch(folder: &Path) -> Result<()> {
     let fetch = |arguments: &[&str]| {
-        let output = cargo().arg("fetch").args(arguments).current_dir(folder).output();
+        let mut command = cargo_with(true);
+        let output = lifeline::output(command.arg("fetch").args(arguments).current_dir(folder));
         output.map_err(|error| missing("cargo", error))
     };
     // Offline first: a machine that has the crates needs no network, nor time for it.
@@ -483,12 +539,26 @@ fn is_library(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == std::env::consts::DLL_EXTENSION)
 }
 
+/// Whether cargo itself sets the variable, from a manifest that nobody edits.
+fn is_of_a_crate(name: &str) -> bool {
+    name.starts_with("CARGO_PKG_")
+        || [
+            "CARGO",
+            "CARGO_MANIFEST_DIR",
+            "CARGO_MANIFEST_PATH",
+            "CARGO_CRATE_NAME",
+            "CARGO_BIN_NAME",
+            "CARGO_PRIMARY_PACKAGE",
+        ]
+        .contains(&name)
+}
+
 /// The first file beyond `folder`, or variable that is not cargo's, in a compiler's list of inputs.
 fn foreign_input(listed: &str, folder: &Path) -> Option<String> {
     for line in listed.lines() {
         if let Some(variable) = line.strip_prefix("# env-dep:") {
             let name = variable.split('=').next().unwrap_or_default();
-            if !name.starts_with("CARGO_") {
+            if !is_of_a_crate(name) {
                 return Some(format!("the source reads the variable {name} while it is compiled"));
             }
         } else if let Some((_, inputs)) = line.split_once(": ") {
@@ -532,9 +602,33 @@ mod tests {
             ("/t/libtrainer.so: src/lib.rs src/../../other/secret.txt\n", "secret.txt"),
             ("/t/libtrainer.so: src/lib.rs /home/my\\ notes\n", "/home/my notes"),
             ("# env-dep:HOME=/root\n", "the variable HOME"),
+            ("# env-dep:CARGO_REGISTRY_TOKEN\n", "the variable CARGO_REGISTRY_TOKEN"),
+            ("# env-dep:CARGO_HOME=/root/.cargo\n", "the variable CARGO_HOME"),
         ] {
             let found = foreign_input(listed, folder).unwrap();
             assert!(found.contains(named), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_compiler_is_told_where_things_are_and_no_secret() {
+        let (build, fetch) = (false, true);
+        for (name, value, downloads, passed) in [
+            ("PATH", "/bin", build, true),
+            ("CUDA_COMPUTE_CAP", "90", build, true),
+            ("CARGO_REGISTRY_TOKEN", "secret", fetch, false),
+            ("CARGO_REGISTRIES_OURS_TOKEN", "secret", fetch, false),
+            ("CARGO_REGISTRIES_OURS_CREDENTIAL_PROVIDER", "x", fetch, false),
+            ("CARGO_REGISTRIES_OURS_INDEX", "https://ours", build, true),
+            ("CARGO_REGISTRIES_OURS_INDEX", "https://me:secret@ours", build, false),
+            ("CARGO_REGISTRIES_OURS_INDEX", "https://me:secret@ours", fetch, true),
+            ("https_proxy", "http://me:secret@proxy", build, false),
+            ("https_proxy", "http://me:secret@proxy", fetch, true),
+            ("RUSTFLAGS", "-g", build, false),
+            ("CARGO_TARGET_DIR", "/elsewhere", build, false),
+            ("OPENAI_API_KEY", "secret", fetch, false),
+        ] {
+            assert_eq!(is_passed_on(name, value, downloads), passed, "{name}={value}");
         }
     }
 

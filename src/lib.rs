@@ -19,6 +19,7 @@ mod hash;
 pub mod judge;
 mod laboratory;
 mod ledger;
+mod lifeline;
 mod log;
 pub mod mcp;
 mod mending;

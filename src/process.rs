@@ -1,6 +1,6 @@
 //! A program that is run to its end or to its time limit, with all that it has started.
 
-use crate::{Result, StopHandle, error::Error, log::Log};
+use crate::{Result, StopHandle, error::Error, lifeline::Lifeline, log::Log};
 use crossbeam_channel::bounded;
 use std::{
     io::Write,
@@ -42,19 +42,18 @@ const TICK: Duration = Duration::from_millis(20);
 const NOTICE: Duration = Duration::from_secs(3);
 
 impl Process<'_> {
-    /// Runs it as a process group of its own; whatever is left of the group is killed in the end.
+    /// Runs it as a process group of its own; whatever is left of the group is killed in the end, which
+    /// may be that of the study.
     ///
     /// # Errors
     /// It cannot be started, or its output cannot be written.
     pub(crate) fn run(mut self) -> Result<Exit> {
         let program = self.command.get_program().to_owned();
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut self.command, 0);
         let (out, err) = (Log::append(self.stdout)?, Log::append(self.stderr)?);
         let begun = Instant::now();
-        let child = self.command.spawn().map_err(Error::io("run", program))?;
-        let mut group = Group::new(child);
+        let group = Group::spawn(&mut self.command);
+        let mut group = group.map_err(Error::io("run", program))?;
 
         let input = self.input.to_owned();
         if let Some(mut stdin) = group.child.stdin.take() {
@@ -131,12 +130,21 @@ impl std::fmt::Display for Exit {
 pub(crate) struct Group {
     pub child: Child,
     reaped: bool,
+    /// `None`: the child leads its group, and sees to it that it ends with its study.
+    line: Option<Lifeline>,
 }
 
 impl Group {
     /// A child that was spawned with a process group of its own.
     pub(crate) fn new(child: Child) -> Self {
-        Self { child, reaped: false }
+        Self { child, reaped: false, line: None }
+    }
+
+    /// Starts `command` in a group that ends with this process, however that ends.
+    pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Self> {
+        let line = Lifeline::new()?;
+        line.hold(command);
+        Ok(Self { child: command.spawn()?, reaped: false, line: Some(line) })
     }
 
     /// Whether the process has ended; it stays a zombie, and its id ours.
@@ -178,9 +186,12 @@ impl Group {
         }
     }
 
-    /// Only before the child is waited for: until then no other group can have its id.
+    /// Where the child leads, only before it is waited for: until then no other group can have its id.
     #[cfg(unix)]
     fn signal(&self, signal: rustix::process::Signal) {
+        if let Some(line) = &self.line {
+            return line.signal(signal);
+        }
         if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
             && !self.reaped
         {

@@ -8,6 +8,7 @@ mod ahead;
 mod budgeting;
 mod chatting;
 mod comparing;
+mod compiling;
 mod containment;
 mod exam;
 mod inputs;
@@ -67,6 +68,9 @@ fn main() {
         comparing:
             contenders_take_turns_and_the_better_one_is_named,
             a_comparison_that_was_stopped_goes_on;
+        compiling:
+            a_compiler_dies_with_its_study,
+            no_secret_of_the_environment_reaches_a_compiler;
         containment:
             a_trainer_reaches_nothing_that_it_has_no_business_with,
             the_rooms_of_the_exam_pass_no_notes,

@@ -258,12 +258,16 @@ pub fn what_breaks_the_compiler_is_a_trial_that_failed() {
     }
 }
 
-pub fn a_compiler_without_end_is_killed() {
-    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+/// The tiny trainer, and a constant that takes for ever.
+pub fn endless() -> String {
     let endless = "#[allow(long_running_const_eval)]\npub const ENDLESS: usize = {\n    let mut n = \
                    0usize;\n    while n < usize::MAX {\n        n += 1;\n    }\n    n\n};\n";
-    let source = format!("{}\n{endless}", tiny::source());
-    let sources = tiny::Sources(vec![("the subject", source)]);
+    format!("{}\n{endless}", tiny::source())
+}
+
+pub fn a_compiler_without_end_is_killed() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let sources = tiny::Sources(vec![("the subject", endless())]);
     let study = tiny::study(dir.path(), corpus.path()).build_limit(Duration::from_secs(30));
     let mut study = study.proposer(sources).open().unwrap();
     study.optimize(None).unwrap();

@@ -13,6 +13,9 @@ use std::{
 /// Names the study that a victim runs until something happens to it.
 const VICTIM: &str = "OVERNIGHT_TEST_VICTIM";
 
+/// The file with the one source that a victim proposes, if not those that are here.
+pub const SOURCE: &str = "OVERNIGHT_TEST_SOURCE";
+
 /// The most that a victim may write to a file, in bytes.
 const FILE_BYTES: &str = "OVERNIGHT_TEST_FILE_BYTES";
 
@@ -20,6 +23,9 @@ const FILE_BYTES: &str = "OVERNIGHT_TEST_FILE_BYTES";
 const KILLS: &str = "OVERNIGHT_TEST_KILLS";
 
 fn sources() -> Sources {
+    if let Some(path) = std::env::var_os(SOURCE) {
+        return Sources(vec![("the subject", fs::read_to_string(path).unwrap())]);
+    }
     let values = ["9.0", "60.0", "3.0", "20.0", "1.0", "0.3"];
     Sources(values.map(|value| ("another smoothing", tiny::smoothing(value))).into())
 }
@@ -54,14 +60,14 @@ fn limit_files(bytes: u64) {
     setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum }).unwrap();
 }
 
-fn victim(place: &Path) -> Command {
+pub fn victim(place: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.env(VICTIM, place).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
 /// A folder with the test language in `corpus`, for a victim's study.
-fn place() -> tempfile::TempDir {
+pub fn place() -> tempfile::TempDir {
     let place = tempfile::tempdir().unwrap();
     fs::create_dir(place.path().join("corpus")).unwrap();
     crate::language::Language::new().write_corpus(&place.path().join("corpus"), 200);

@@ -99,7 +99,8 @@ fn crates(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         folder: folder.to_owned(),
         complaint,
     };
-    let output = command.output().map_err(|error| crate::cargo::missing("cargo", error))?;
+    let output = crate::lifeline::output(&mut command);
+    let output = output.map_err(|error| crate::cargo::missing("cargo", error))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let metadata = cargo_metadata::MetadataCommand::parse(&text)
         .map_err(|_| fail(String::from_utf8_lossy(&output.stderr).into_owned()))?;
