@@ -1,4 +1,4 @@
-//! What a compiler learns from its study, and that it ends with it.
+//! What a compiler learns from its study, and that it and a worker end with it.
 
 use crate::{outcomes, surviving, tiny};
 use overnight::Ledger;
@@ -15,7 +15,11 @@ const MARK: &str = "USER";
 
 /// The command lines of the living processes with this mark.
 fn marked(mark: &str) -> Vec<String> {
-    let mark = format!("{MARK}={mark}");
+    with(&format!("{MARK}={mark}"))
+}
+
+/// The command lines of the living processes with this in their environment.
+fn with(mark: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
         // A zombie has neither.
@@ -70,6 +74,28 @@ pub fn a_compiler_dies_with_its_study() {
         wait_for("the next study", long, || next.try_wait().unwrap().is_some());
         assert_eq!(Ledger::read(&place.path().join("study")).unwrap().len(), 2);
     }
+}
+
+pub fn a_worker_dies_with_its_study() {
+    let place = surviving::place();
+    // It hangs, and would for ever.
+    let mut victim = start(place.path(), &tiny::doing("Hang"), "somebody");
+    let long = Duration::from_secs(200);
+    wait_for("the baseline", long, || {
+        Ledger::read(&place.path().join("study")).is_ok_and(|trials| trials.len() == 1)
+    });
+    let worker = format!("OVERNIGHT_WORKER={}", victim.id());
+    let mut since = Instant::now();
+    // No other lives as long.
+    wait_for("the worker", long, || {
+        if with(&worker).is_empty() {
+            since = Instant::now();
+        }
+        since.elapsed() > Duration::from_secs(3)
+    });
+    kill_process(Pid::from_child(&victim), Signal::KILL).unwrap();
+    victim.wait().unwrap();
+    wait_for("the worker's end", Duration::from_secs(5), || with(&worker).is_empty());
 }
 
 pub fn no_secret_of_the_environment_reaches_a_compiler() {

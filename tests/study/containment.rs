@@ -100,6 +100,53 @@ pub fn a_trainer_leaves_the_users_files_as_they_are() {
     assert!(matches!(mode(Sandbox::BestEffort), None | Some(0o600)));
 }
 
+pub fn unsafe_code_marks_nothing_either() {
+    let lines = r#"{
+        unsafe extern "C" {
+            fn setxattr(p: *const i8, n: *const i8, v: *const u8, l: usize, f: i32) -> i32;
+            fn flock(file: i32, operation: i32) -> i32;
+            fn utime(p: *const i8, times: *const u8) -> i32;
+            fn setpriority(which: i32, who: u32, priority: i32) -> i32;
+            fn prlimit(process: i32, resource: i32, new: *const u8, old: *mut u8) -> i32;
+            fn mknod(p: *const i8, mode: u32, device: u64) -> i32;
+        }
+        std::fs::write("own", "").unwrap();
+        let own = std::fs::File::open("own").unwrap();
+        let file = std::os::fd::AsRawFd::as_raw_fd(&own);
+        let parent = std::os::unix::process::parent_id() as i32;
+        let mut limit = [0u8; 16];
+        // SAFETY: all of these are zero-terminated, or as long as is said.
+        let tries = unsafe { [
+            ("attributes", setxattr(c"own".as_ptr(), c"user.note".as_ptr(), &1, 1, 0)),
+            ("locks", flock(file, 2)),
+            ("times", utime(c"own".as_ptr(), std::ptr::null())),
+            ("pipes", mknod(c"pipe".as_ptr(), 0o010644, 0)),
+            ("priorities", setpriority(0, parent as u32, 0)),
+            ("limits", prlimit(parent, 7, std::ptr::null(), limit.as_mut_ptr())),
+        ] };
+        let worked = tries.iter().filter(|(_, result)| *result == 0).map(|(name, _)| *name);
+        return Err(Error::msg(format!("worked: {}", worked.collect::<Vec<_>>().join(", "))));
+    }"#;
+    let error = "return Err(Error::msg(\"the loss is not a number\")),";
+    let source = tiny::replaced(&tiny::doing("ErrorInTraining"), error, lines);
+    let worked = |sandbox: Sandbox| {
+        let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+        let sources = tiny::Sources(vec![("marks", source.clone())]);
+        let study = tiny::study(dir.path(), corpus.path()).allow_unsafe().sandbox(sandbox);
+        let mut study = study.proposer(sources).open().unwrap();
+        study.optimize(None).unwrap();
+        study.trials()[1].reason.clone().unwrap()
+    };
+    let open = worked(Sandbox::Off);
+    for mark in ["attributes", "locks", "times", "pipes", "priorities", "limits"] {
+        assert!(open.contains(mark), "{mark}: {open}");
+    }
+    if tiny::can_confine() {
+        let confined = worked(Sandbox::BestEffort);
+        assert!(confined.ends_with("worked: "), "{confined}");
+    }
+}
+
 pub fn what_the_caller_left_open_is_closed_in_a_worker() {
     let folder = tempfile::tempdir().unwrap();
     let file = std::fs::File::create(folder.path().join("left-open")).unwrap();

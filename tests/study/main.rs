@@ -70,11 +70,13 @@ fn main() {
             a_comparison_that_was_stopped_goes_on;
         compiling:
             a_compiler_dies_with_its_study,
+            a_worker_dies_with_its_study,
             no_secret_of_the_environment_reaches_a_compiler;
         containment:
             a_trainer_reaches_nothing_that_it_has_no_business_with,
             the_rooms_of_the_exam_pass_no_notes,
             the_rooms_of_the_exam_leave_no_marks,
+            unsafe_code_marks_nothing_either,
             a_trainer_leaves_the_users_files_as_they_are,
             what_the_caller_left_open_is_closed_in_a_worker,
             weights_that_are_a_link_are_none,
