@@ -204,11 +204,36 @@ impl Cargo {
             let _ = fs::remove_file(&last);
             self.stamp_anew()?;
         }
+        self.begin()?;
         let build = self.compile(library, &mut progress)?;
         if let Build::Built = build {
             fs::write(&last, own).map_err(Error::io("write", &last))?;
         }
         Ok(build)
+    }
+
+    /// There while a compiler is at work, and after one that was killed or broke down.
+    fn unfinished(&self) -> PathBuf {
+        self.target.join(".overnight-unfinished")
+    }
+
+    /// Throws the incremental state away where the last compiler did not come to its end. rustc writes
+    /// into files that the state before shares with the new one: what a killed one leaves may not link.
+    fn begin(&self) -> Result<()> {
+        let (unfinished, state) = (self.unfinished(), self.target.join("release/incremental"));
+        // Whoever is being killed may still write there for a moment.
+        let mut tries = 20;
+        while unfinished.exists()
+            && let Err(error) = fs::remove_dir_all(&state)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tries -= 1;
+            if tries == 0 {
+                return Err(Error::io("remove", &state)(error));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        fs::write(&unfinished, "").map_err(Error::io("write", unfinished))
     }
 
     /// Makes cargo build the crate's own dependencies, too. It tells those of two crates apart by their
@@ -306,6 +331,9 @@ impl Cargo {
         }
         let status = group.wait().map_err(Error::io("wait for cargo in", &self.folder))?;
         let complaints = complaints.join().unwrap_or_default();
+        if status.success() || reason.is_some() {
+            let _ = fs::remove_file(self.unfinished());
+        }
         match (status.success(), artifact, reason) {
             (true, Some(built), _) => {
                 if let Some(reason) = self.reads_elsewhere()? {
