@@ -35,8 +35,7 @@ pub(super) enum Use {
 /// folder in place of the present one, if that is none of them. Capabilities are given up.
 ///
 /// # Errors
-/// What the kernel did not allow. The view may then be half built: but for the user namespace and the
-/// propagation of mounts nothing has changed until the new root is entered, which is the last step.
+/// What the kernel did not allow. Everything is under its usual name then.
 pub(super) fn enter(places: &[(PathBuf, Use)]) -> Result<(), String> {
     let said = |step: &'static str| move |error: io::Error| format!("{step}: {error}");
     let here = std::env::current_dir().map_err(said("the present folder"))?;
@@ -50,10 +49,15 @@ pub(super) fn enter(places: &[(PathBuf, Use)]) -> Result<(), String> {
     // Any folder will do to stand on.
     mount("tmpfs", &here, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"size=1m,mode=755")
         .map_err(|error| said("an empty root")(error.into()))?;
-    for source in sources {
-        source.appear_in(&here).map_err(said("a place"))?;
+    let furnished = sources
+        .iter()
+        .try_for_each(|source| source.appear_in(&here))
+        .and_then(|()| fs::create_dir_all(below(&here, &here)));
+    if let Err(error) = furnished {
+        // What it hides is needed.
+        let _ = unmount(&here, UnmountFlags::DETACH);
+        return Err(said("a place")(error));
     }
-    fs::create_dir_all(below(&here, &here)).map_err(said("the present folder"))?;
     change_root(&here).map_err(said("the new root"))?;
     std::env::set_current_dir(&here).map_err(said("the present folder"))?;
     let none = CapabilitySets {

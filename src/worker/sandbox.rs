@@ -70,7 +70,6 @@ mod linux {
         "/proc/cpuinfo",
         "/proc/meminfo",
         "/sys/devices/system",
-        "/sys/fs/cgroup",
         "/dev/urandom",
         "/dev/zero",
         // Its own process only: the kernel resolves the link now. Backtraces look here.
@@ -81,8 +80,15 @@ mod linux {
     const OWN_PROCESS: &str = "/proc/self";
 
     /// Compilers, linkers, and what they ask about the machine.
-    const PROGRAMS: &[&str] =
-        &["/usr", "/bin", "/sbin", "/etc/alternatives", "/etc/ld.so.conf", "/etc/ld.so.conf.d"];
+    const PROGRAMS: &[&str] = &[
+        "/usr",
+        "/bin",
+        "/sbin",
+        "/etc/alternatives",
+        "/etc/ld.so.conf",
+        "/etc/ld.so.conf.d",
+        "/sys/fs/cgroup",
+    ];
 
     /// What a CUDA driver opens.
     const CUDA_READABLE: &[&str] = &["/proc/driver/nvidia", "/sys/bus/pci", "/usr/share/nvidia"];

@@ -33,6 +33,9 @@ fn sources() -> Sources {
 /// Turns this process into a study that somebody kills or starves.
 pub fn run_if_victim() {
     if let Some(place) = std::env::var_os(VICTIM) {
+        // Whoever runs the tests may have this ignored, and what is ignored is inherited.
+        // SAFETY: the default action runs no code of ours.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
         if let Ok(bytes) = std::env::var(FILE_BYTES) {
             limit_files(bytes.parse().unwrap());
         }
