@@ -144,7 +144,16 @@ fn end_on_interrupt(stop: StopHandle) {
         // With the terminal gone there is nobody to tell, and that is no reason to panic.
         let _ = writeln!(std::io::stderr(), "\nstopping; once more to end at once");
     };
+    // What `nohup` had ignored stays ignored.
+    // SAFETY: to ignore a signal, or to take that back, runs no code of ours.
+    #[cfg(target_os = "linux")]
+    let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
     if let Err(error) = ctrlc::set_handler(handler) {
         eprintln!("compare_programs: Ctrl-C will not end the night cleanly: {error}");
+    }
+    #[cfg(target_os = "linux")]
+    if before == libc::SIG_IGN {
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
     }
 }
