@@ -631,7 +631,7 @@ mod tests {
             ("/t/libtrainer.so: src/lib.rs /home/my\\ notes\n", "/home/my notes"),
             ("# env-dep:HOME=/root\n", "the variable HOME"),
             ("# env-dep:CARGO_REGISTRY_TOKEN\n", "the variable CARGO_REGISTRY_TOKEN"),
-            ("# env-dep:CARGO_HOME=/root/.cargo\n", "the variable CARGO_HOME"),
+            ("# env-dep:CARGO_HOME=/home/me/.cargo\n", "the variable CARGO_HOME"),
         ] {
             let found = foreign_input(listed, folder).unwrap();
             assert!(found.contains(named), "{found}");
