@@ -133,17 +133,32 @@ fn take_socket() -> io::Result<File> {
 #[expect(unsafe_code, reason = "no library has this call for Linux")]
 fn close_others() {
     // SAFETY: nothing in this process has opened anything yet, so nobody misses what is closed.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    if unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } == 0 {
+        return;
+    }
+    // An older kernel, or a container's filter that does not know the call.
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let open: Vec<i32> =
+        open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for descriptor in open.into_iter().filter(|&descriptor| descriptor > 2) {
+        // SAFETY: as above; the folder's own, which is among them, is closed already.
+        unsafe { libc::close(descriptor) };
+    }
 }
 
 #[cfg(all(unix, not(target_os = "linux")))]
 fn close_others() {}
 
 /// Has the kernel kill this process when its parent dies, whatever the trainer does to the thread that
-/// watches. The kernel forgets this when a process changes its rights, so it comes after that.
+/// watches. In the sandbox this cannot be asked for again, nor taken back.
 #[cfg(target_os = "linux")]
 fn die_with_parent() {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    use rustix::process::{
+        Signal, getppid, parent_process_death_signal, set_parent_process_death_signal,
+    };
+    if matches!(parent_process_death_signal(), Ok(Some(Signal::KILL))) {
+        return;
+    }
     let parent = std::env::var(VARIABLE).ok().and_then(|parent| parent.parse().ok());
     let set = set_parent_process_death_signal(Some(Signal::KILL));
     // It may have died before.
@@ -166,12 +181,25 @@ fn watch_over(socket: &Arc<File>) {
             // That the other end is closed is told without being asked for.
             let mut ends = [PollFd::new(&*socket, PollFlags::empty())];
             if poll(&mut ends, None).is_ok() {
-                process::exit(0);
+                exit_at_once();
             }
         }
         #[cfg(not(unix))]
         drop(socket);
     });
+}
+
+/// Without what a library has registered for the end of its process, which need have no end itself.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "the standard library has no such exit")]
+fn exit_at_once() -> ! {
+    // SAFETY: nothing runs any more, so nothing can be found half done.
+    unsafe { libc::_exit(0) }
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn exit_at_once() -> ! {
+    process::exit(0)
 }
 
 /// The parent, as the supplier of batches.

@@ -2,8 +2,8 @@
 //!
 //! Landlock says what may be opened. It does not say what may be looked at or marked: sizes, times,
 //! modes and the existence of files pass it by, and through them one room of the exam could talk to
-//! the other. Here nothing else has a name. What is left is read-only, and its access times stand still
-//! where the kernel lets us say so.
+//! the other. Here nothing else has a name. What is left is read-only, and of a file on a mount
+//! that is read-only the kernel changes no access time either.
 
 use rustix::{
     fs::CWD,
@@ -13,7 +13,7 @@ use rustix::{
         mount_change, move_mount, open_tree, unmount,
     },
     process::{getgid, getuid, pivot_root},
-    thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, unshare_unsafe},
+    thread::{UnshareFlags, unshare_unsafe},
 };
 use std::{
     fs::{self, File},
@@ -32,7 +32,7 @@ pub(super) enum Use {
 }
 
 /// Leaves this process, which must have a single thread, with nothing but these places and an empty
-/// folder in place of the present one, if that is none of them. Capabilities are given up.
+/// folder in place of the present one, if that is none of them.
 ///
 /// # Errors
 /// What the kernel did not allow. Everything is under its usual name then.
@@ -59,13 +59,7 @@ pub(super) fn enter(places: &[(PathBuf, Use)]) -> Result<(), String> {
         return Err(said("a place")(error));
     }
     change_root(&here).map_err(said("the new root"))?;
-    std::env::set_current_dir(&here).map_err(said("the present folder"))?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    set_capabilities(None, none).map_err(|error| said("capabilities")(error.into()))
+    std::env::set_current_dir(&here).map_err(said("the present folder"))
 }
 
 /// Mounts of this process's own; as an ordinary user, by way of a user namespace of its own.
@@ -153,15 +147,8 @@ fn restrict(tree: &OwnedFd, purpose: Use) -> io::Result<()> {
     let mut most = libc::MOUNT_ATTR_NOSUID;
     most |= if purpose == Use::Write { 0 } else { libc::MOUNT_ATTR_RDONLY };
     most |= if purpose == Use::Device { 0 } else { libc::MOUNT_ATTR_NODEV };
-    let set = |set: u64, clear: u64| {
-        let wanted =
-            libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
-        let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-        mount_setattr(tree.as_raw_fd(), c"", flags, &wanted)
-    };
-    // In a user namespace access times are as they are.
-    let still = set(most | libc::MOUNT_ATTR_NOATIME, libc::MOUNT_ATTR__ATIME);
-    still.or_else(|_| set(most, 0))
+    let wanted = libc::mount_attr { attr_set: most, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    mount_setattr(tree.as_raw_fd(), c"", libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, &wanted)
 }
 
 #[expect(unsafe_code, reason = "no library has this call")]

@@ -29,6 +29,7 @@ impl Confinement {
         let mut missing = Vec::new();
         linux::limit_resources(self, &mut missing);
         linux::limit_view(self, &mut missing);
+        linux::give_up_rights(self);
         linux::limit_files(self, &mut missing);
         linux::limit_calls(self, &mut missing);
         missing
@@ -51,10 +52,13 @@ mod linux {
         ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr,
         RulesetError, RulesetStatus, Scope, path_beneath_rules,
     };
-    use rustix::process::{Resource, Rlimit, setrlimit};
+    use rustix::{
+        process::{Resource, Rlimit, setrlimit},
+        thread::{CapabilitySet, CapabilitySets, set_capabilities},
+    };
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-        SeccompRule, apply_filter,
+        SeccompRule, apply_filter, sock_filter,
     };
 
     /// Shared libraries, and what libraries ask about the machine.
@@ -119,6 +123,19 @@ mod linux {
         }
     }
 
+    /// For good: capabilities, and outliving the parent. The kernel forgets the latter when a process
+    /// changes its rights, so it comes after that, and before the filter of calls, which keeps it.
+    pub(super) fn give_up_rights(confinement: &Confinement) {
+        if confinement.programs {
+            return;
+        }
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        // Less is always allowed.
+        let _ = set_capabilities(None, none);
+        super::super::die_with_parent();
+    }
+
     pub(super) fn limit_files(confinement: &Confinement, missing: &mut Vec<String>) {
         match restrict(confinement) {
             Ok(RulesetStatus::FullyEnforced) => {}
@@ -171,11 +188,25 @@ mod linux {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_vfork,
         libc::SYS_kill,
+        libc::SYS_tkill,
+        libc::SYS_rt_sigqueueinfo,
+        libc::SYS_rt_tgsigqueueinfo,
         libc::SYS_socketpair,
         libc::SYS_pidfd_open,
         libc::SYS_pidfd_send_signal,
         libc::SYS_setsid,
         libc::SYS_setpgid,
+        // The kernel forgets the parent-death signal of whoever changes his identity.
+        libc::SYS_setuid,
+        libc::SYS_setgid,
+        libc::SYS_setreuid,
+        libc::SYS_setregid,
+        libc::SYS_setresuid,
+        libc::SYS_setresgid,
+        libc::SYS_setfsuid,
+        libc::SYS_setfsgid,
+        libc::SYS_setgroups,
+        libc::SYS_capset,
     ];
 
     /// Calls that leave a mark on a file that is not written: modes, owners, times, attributes, locks,
@@ -202,12 +233,9 @@ mod linux {
         libc::SYS_setxattr,
         libc::SYS_lsetxattr,
         libc::SYS_fsetxattr,
-        SETXATTRAT,
         libc::SYS_removexattr,
         libc::SYS_lremovexattr,
         libc::SYS_fremovexattr,
-        REMOVEXATTRAT,
-        FILE_SETATTR,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_link,
         libc::SYS_linkat,
@@ -225,30 +253,55 @@ mod linux {
         libc::SYS_ioprio_set,
         libc::SYS_kcmp,
         libc::SYS_process_madvise,
+        libc::SYS_migrate_pages,
+        libc::SYS_move_pages,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_inotify_init,
         libc::SYS_inotify_init1,
         libc::SYS_fanotify_init,
     ];
 
-    /// By this bit a call is one of x86-64's third table, where the kernel has that.
-    #[cfg(target_arch = "x86_64")]
-    const X32: i64 = 0x4000_0000;
-
     // Calls that are too new for the C library; their numbers are the same on all architectures.
     const CACHESTAT: i64 = 451;
     const FCHMODAT2: i64 = 452;
-    const SETXATTRAT: i64 = 463;
-    const REMOVEXATTRAT: i64 = 466;
-    const FILE_SETATTR: i64 = 469;
 
-    /// Commands of `fcntl` that other processes notice: locks, leases, and whom a signal goes to.
-    const NOTICED_BY_OTHERS: &[i32] = &[
-        libc::F_SETLK,
-        libc::F_SETLKW,
-        libc::F_OFD_SETLK,
-        libc::F_OFD_SETLKW,
-        libc::F_SETLEASE,
-        libc::F_NOTIFY,
-        libc::F_SETOWN,
+    /// The newest call that these lists were written with, mseal. Behind it are calls that nobody here
+    /// has looked at, and all of x86-64's third table, where the kernel has that.
+    const LAST_CALL: u32 = 462;
+
+    /// What a worker may do by `fcntl`. Among the rest are locks, leases, hints that a file keeps, and
+    /// whom a signal goes to: others notice all of these.
+    const BY_FCNTL: &[i32] = &[
+        libc::F_DUPFD,
+        libc::F_DUPFD_CLOEXEC,
+        libc::F_GETFD,
+        libc::F_SETFD,
+        libc::F_GETFL,
+        libc::F_SETFL,
+        libc::F_ADD_SEALS,
+        libc::F_GET_SEALS,
+    ];
+
+    /// And by `ioctl`, where there is no graphics card: ask whether a file is a terminal and how large
+    /// that is (TCGETS, TIOCGWINSZ), ask what waits in a pipe, and not wait for it (FIONREAD, FIONBIO),
+    /// close a descriptor on exec (FIOCLEX).
+    const BY_IOCTL: &[u64] = &[0x5401, 0x5413, 0x541b, 0x5421, 0x5451];
+
+    /// Where there is one, its driver has commands without number; these are of files and terminals:
+    /// flags (three commands), a version, clones (three), input in somebody's name, whom a signal
+    /// goes to (three).
+    const NOT_BY_IOCTL: &[u64] = &[
+        0x4008_6602,
+        0x4004_6602,
+        0x401c_5820,
+        0x4008_7602,
+        0x4004_9409,
+        0x4020_940d,
+        0xc018_9436,
+        0x5412,
+        0x5452,
+        0x8901,
+        0x8902,
     ];
 
     /// Calls that nobody needs who computes or compiles: they reach the network, other processes,
@@ -283,18 +336,40 @@ mod linux {
         libc::SYS_request_key,
         libc::SYS_keyctl,
         libc::SYS_shmget,
+        libc::SYS_shmat,
+        libc::SYS_shmctl,
         libc::SYS_msgget,
+        libc::SYS_msgsnd,
+        libc::SYS_msgrcv,
+        libc::SYS_msgctl,
         libc::SYS_semget,
+        libc::SYS_semop,
+        libc::SYS_semtimedop,
+        libc::SYS_semctl,
+        libc::SYS_mq_open,
+        libc::SYS_mq_unlink,
         libc::SYS_name_to_handle_at,
         libc::SYS_open_by_handle_at,
         libc::SYS_init_module,
         libc::SYS_finit_module,
         libc::SYS_kexec_load,
         libc::SYS_reboot,
+        libc::SYS_clock_settime,
+        libc::SYS_clock_adjtime,
+        libc::SYS_settimeofday,
+        libc::SYS_adjtimex,
+        libc::SYS_sethostname,
+        libc::SYS_setdomainname,
+        libc::SYS_swapon,
+        libc::SYS_swapoff,
+        libc::SYS_acct,
+        libc::SYS_syslog,
+        libc::SYS_quotactl,
+        libc::SYS_vhangup,
     ];
 
     pub(super) fn limit_calls(confinement: &Confinement, missing: &mut Vec<String>) {
-        let applied = filters(confinement.programs).and_then(|filters| {
+        let applied = filters(confinement).and_then(|filters| {
             for filter in &filters {
                 apply_filter(filter).map_err(|error| error.to_string())?;
             }
@@ -305,54 +380,86 @@ mod linux {
         }
     }
 
-    fn filters(programs: bool) -> Result<Vec<BpfProgram>, String> {
+    type Denied = (i64, Vec<SeccompRule>);
+
+    fn filters(confinement: &Confinement) -> Result<Vec<BpfProgram>, String> {
         let said = |error: seccompiler::BackendError| error.to_string();
-        // Threads are made by the same call as processes; only the flag tells them apart.
-        let no_thread = SeccompCondition::new(
-            0,
-            SeccompCmpArgLen::Qword,
-            SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64),
-            0,
-        );
-        let no_thread = SeccompRule::new(vec![no_thread.map_err(said)?]).map_err(said)?;
-        let argument = |place, operator, value: u64| {
-            let condition = SeccompCondition::new(place, SeccompCmpArgLen::Dword, operator, value)
-                .map_err(said)?;
-            SeccompRule::new(vec![condition]).map_err(said)
-        };
-        let mut denied: Vec<_> = DENIED.iter().map(|&call| (call, vec![])).collect();
-        if !programs {
-            denied.extend(OF_PROGRAMS.iter().map(|&call| (call, vec![])));
-            denied.push((libc::SYS_clone, vec![no_thread]));
-            denied.extend(OF_MARKS.iter().map(|&call| (call, vec![])));
-            let noticed = NOTICED_BY_OTHERS
-                .iter()
-                .map(|&command| argument(1, SeccompCmpOp::Eq, u64::from(command.cast_unsigned())));
-            denied.push((libc::SYS_fcntl, noticed.collect::<Result<_, _>>()?));
-            // Limits of any process but this.
-            denied.push((libc::SYS_prlimit64, vec![argument(0, SeccompCmpOp::Ne, 0)?]));
+        let whole = |calls: &[i64]| calls.iter().map(|&call| (call, vec![])).collect::<Vec<_>>();
+        let mut denied = whole(DENIED);
+        if !confinement.programs {
+            denied.extend(whole(OF_PROGRAMS));
+            denied.extend(whole(OF_MARKS));
+            denied.extend(in_part(confinement.cuda).map_err(said)?);
         }
-        // The same calls by their second names, and those that have no other.
-        #[cfg(target_arch = "x86_64")]
-        {
-            let again = denied.iter().map(|(call, _)| (call | X32, vec![]));
-            let again: Vec<_> = again.chain((512..=547).map(|call| (call | X32, vec![]))).collect();
-            denied.extend(again);
-        }
-        let filter = |calls: Vec<(i64, Vec<SeccompRule>)>, error: i32| {
+        let filter = |calls: Vec<Denied>, error: i32| {
             let architecture = std::env::consts::ARCH.try_into().map_err(said)?;
             let action = SeccompAction::Errno(error.cast_unsigned());
             let calls = calls.into_iter().collect();
             let filter = SeccompFilter::new(calls, SeccompAction::Allow, action, architecture);
             filter.and_then(BpfProgram::try_from).map_err(said)
         };
-        let mut filters = vec![filter(denied, libc::EPERM)?];
-        if !programs {
+        let mut filters = vec![filter(denied, libc::EPERM)?, no_newer_calls()];
+        if !confinement.programs {
             // Its flags lie in memory, where no filter can look. Told that there is no such call,
             // the C library takes the old one.
             filters.push(filter(vec![(libc::SYS_clone3, vec![])], libc::ENOSYS)?);
         }
         Ok(filters)
+    }
+
+    /// Calls that a worker needs for some things and not for others; the argument tells which.
+    fn in_part(cuda: bool) -> Result<Vec<Denied>, seccompiler::BackendError> {
+        use SeccompCmpOp::{Eq, MaskedEq, Ne};
+        let condition = |place, operator, value| {
+            SeccompCondition::new(place, SeccompCmpArgLen::Dword, operator, value)
+        };
+        let if_any = |place, values: &[u64]| {
+            let rules =
+                values.iter().map(|&value| SeccompRule::new(vec![condition(place, Eq, value)?]));
+            rules.collect::<Result<Vec<_>, _>>()
+        };
+        let if_none = |place, values: &[u64]| {
+            let none = values.iter().map(|&value| condition(place, Ne, value));
+            Ok(vec![SeccompRule::new(none.collect::<Result<_, _>>()?)?])
+        };
+        // Threads are made by the same call as processes; only the flag tells them apart.
+        let thread = condition(0, MaskedEq(libc::CLONE_THREAD as u64), 0)?;
+        let fcntl: Vec<_> = BY_FCNTL.iter().map(|&it| u64::from(it.cast_unsigned())).collect();
+        let own = u64::from(std::process::id());
+        Ok(vec![
+            (libc::SYS_clone, vec![SeccompRule::new(vec![thread])?]),
+            (libc::SYS_fcntl, if_none(1, &fcntl)?),
+            (libc::SYS_ioctl, if cuda { if_any(1, NOT_BY_IOCTL)? } else { if_none(1, BY_IOCTL)? }),
+            // A thread ends its own process so, where it has to.
+            (libc::SYS_tgkill, if_none(0, &[own])?),
+            // Limits, processors and turns of any process but this: a worker inherits its parent's.
+            (libc::SYS_prlimit64, if_none(0, &[0])?),
+            (libc::SYS_sched_setaffinity, if_none(0, &[0])?),
+            (libc::SYS_sched_setscheduler, if_none(0, &[0])?),
+            (libc::SYS_sched_setparam, if_none(0, &[0])?),
+            (libc::SYS_sched_setattr, if_none(0, &[0])?),
+            // The signal that comes when the parent dies, and whom the process shares its core with.
+            (libc::SYS_prctl, if_any(0, &[libc::PR_SET_PDEATHSIG as u64, PR_SCHED_CORE])?),
+            // What is in memory of a file: to throw it out, and to read it if it is there.
+            (libc::SYS_madvise, if_any(2, &[libc::MADV_COLD as u64, libc::MADV_PAGEOUT as u64])?),
+            (libc::SYS_preadv2, if_none(5, &[0])?),
+        ])
+    }
+
+    const PR_SCHED_CORE: u64 = 62;
+
+    /// Says of calls behind the last one that there is no such call.
+    fn no_newer_calls() -> BpfProgram {
+        // Classic BPF, as in linux/filter.h: load the call's number; if it is greater, go on, else
+        // skip one; an error; leave.
+        let step = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+        let error = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
+        vec![
+            step(0x20, 0, 0, 0),
+            step(0x25, 0, 1, LAST_CALL),
+            step(0x06, 0, 0, error),
+            step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ]
     }
 
     /// No file of a trainer's is larger.

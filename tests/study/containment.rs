@@ -109,12 +109,24 @@ pub fn unsafe_code_marks_nothing_either() {
             fn setpriority(which: i32, who: u32, priority: i32) -> i32;
             fn prlimit(process: i32, resource: i32, new: *const u8, old: *mut u8) -> i32;
             fn mknod(p: *const i8, mode: u32, device: u64) -> i32;
+            fn mq_open(name: *const i8, flags: i32, mode: u32, is: *const u8) -> i32;
+            fn mq_unlink(name: *const i8) -> i32;
+            fn sched_getaffinity(process: i32, size: usize, mask: *mut u8) -> i32;
+            fn sched_setaffinity(process: i32, size: usize, mask: *const u8) -> i32;
+            fn sched_setscheduler(process: i32, policy: i32, priority: *const i32) -> i32;
+            fn fcntl(file: i32, command: i32, ...) -> i32;
+            fn ioctl(file: i32, command: u64, ...) -> i32;
+            fn inotify_init() -> i32;
+            fn tgkill(process: i32, thread: i32, signal: i32) -> i32;
+            fn prctl(option: i32, ...) -> i32;
+            fn madvise(start: *mut u8, length: usize, advice: i32) -> i32;
         }
         std::fs::write("own", "").unwrap();
         let own = std::fs::File::open("own").unwrap();
         let file = std::os::fd::AsRawFd::as_raw_fd(&own);
         let parent = std::os::unix::process::parent_id() as i32;
-        let mut limit = [0u8; 16];
+        let (mut limit, mut mask, mut flags) = ([0u8; 16], [0u8; 1024], [0u64; 1]);
+        let page = std::hint::black_box(vec![0u8; 8192]);
         // SAFETY: all of these are zero-terminated, or as long as is said.
         let tries = unsafe { [
             ("attributes", setxattr(c"own".as_ptr(), c"user.note".as_ptr(), &1, 1, 0)),
@@ -123,6 +135,19 @@ pub fn unsafe_code_marks_nothing_either() {
             ("pipes", mknod(c"pipe".as_ptr(), 0o010644, 0)),
             ("priorities", setpriority(0, parent as u32, 0)),
             ("limits", prlimit(parent, 7, std::ptr::null(), limit.as_mut_ptr())),
+            ("queues", mq_open(c"/overnight-note".as_ptr(), 0o102, 0o600, std::ptr::null()).min(0)),
+            ("names of theirs", mq_unlink(c"/overnight-note".as_ptr())),
+            ("processors", {
+                sched_getaffinity(parent, 1024, mask.as_mut_ptr());
+                sched_setaffinity(parent, 1024, mask.as_ptr())
+            }),
+            ("turns", sched_setscheduler(parent, 0, &0)),
+            ("hints", fcntl(file, 1036, flags.as_ptr())),
+            ("flags", ioctl(file, 0x8008_6601, flags.as_mut_ptr())),
+            ("watches", inotify_init().min(0)),
+            ("signals", tgkill(parent, parent, 0)),
+            ("outliving", prctl(1, 0)),
+            ("throwing out", madvise((page.as_ptr() as usize & !4095) as *mut u8, 4096, 21)),
         ] };
         let worked = tries.iter().filter(|(_, result)| *result == 0).map(|(name, _)| *name);
         return Err(Error::msg(format!("worked: {}", worked.collect::<Vec<_>>().join(", "))));
@@ -138,7 +163,24 @@ pub fn unsafe_code_marks_nothing_either() {
         study.trials()[1].reason.clone().unwrap()
     };
     let open = worked(Sandbox::Off);
-    for mark in ["attributes", "locks", "times", "pipes", "priorities", "limits"] {
+    for mark in [
+        "attributes",
+        "locks",
+        "times",
+        "pipes",
+        "priorities",
+        "limits",
+        "queues",
+        "names of theirs",
+        "processors",
+        "turns",
+        "hints",
+        "flags",
+        "watches",
+        "signals",
+        "outliving",
+        "throwing out",
+    ] {
         assert!(open.contains(mark), "{mark}: {open}");
     }
     if tiny::can_confine() {
