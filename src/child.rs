@@ -34,6 +34,8 @@ pub(crate) struct Worker {
     /// When it was started, where its effort is told by the clock, and the most that it may come to.
     by_the_clock: Option<Instant>,
     most: Option<Duration>,
+    /// When it was last looked after.
+    looked: Instant,
     /// The folder that it may write, and when that was last looked at.
     pub(crate) scratch: Option<(PathBuf, Instant)>,
     scratch_bytes: u64,
@@ -63,7 +65,7 @@ fn bytes_in(folder: &Path) -> u64 {
     bytes
 }
 
-/// How often a silent worker is looked after.
+/// How often a worker is looked after.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How long a worker may take to read what it is asked.
@@ -132,6 +134,7 @@ impl Worker {
             peak_memory_mb: None,
             by_the_clock: runner.setup.cuda_device.map(|_| Instant::now()),
             most: None,
+            looked: Instant::now(),
             scratch: None,
             scratch_bytes,
         })
@@ -230,6 +233,10 @@ impl Worker {
         let mut gone = false;
         loop {
             self.check_scratch()?;
+            // Also of a worker that is never silent: one that asks for batch after batch.
+            if self.looked.elapsed() >= TICK {
+                self.look_after(asked, limit, task)?;
+            }
             let patience = TICK.min(limit.saturating_sub(asked.elapsed()));
             let Some(conversation) = &mut self.conversation else {
                 return Err(self.departed(task));
@@ -263,13 +270,14 @@ impl Worker {
         }
     }
 
-    /// What is looked after while nothing is heard.
+    /// What is looked after from time to time, whatever is heard.
     fn look_after(
         &mut self,
         begun: Instant,
         limit: Duration,
         task: &'static str,
     ) -> Result<(), Halt> {
+        self.looked = Instant::now();
         self.read_peak_memory();
         if self.stop.is_stopped() {
             return Err(Halt::Interrupted);

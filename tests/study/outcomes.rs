@@ -96,10 +96,13 @@ pub fn what_a_trainer_starts_or_leaves_out_is_its_own_loss() {
 }
 
 pub fn a_step_that_outlasts_the_grace_is_killed() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_, trial) = try_out(dir.path(), tiny::doing("StepPastTheGrace"));
-    assert_eq!(trial.outcome, Outcome::TimedOut, "{:?}", trial.reason);
-    assert!(trial.measurement.val_bpb.is_none() && trial.reason.unwrap().contains("killed"));
+    // The second is never silent: it goes on asking.
+    for deed in ["StepPastTheGrace", "AskForEver"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, trial) = try_out(dir.path(), tiny::doing(deed));
+        assert_eq!(trial.outcome, Outcome::TimedOut, "{deed}: {:?}", trial.reason);
+        assert!(trial.measurement.val_bpb.is_none() && trial.reason.unwrap().contains("killed"));
+    }
 }
 
 pub fn a_scratch_folder_has_a_limit() {

@@ -32,6 +32,7 @@ enum Deed {
     StartAThousandThreads,
     FillTheScratchFolder,
     StepPastTheGrace,
+    AskForEver,
     AllocateNearlyAll,
     Diverge,
     ReportTooLittle,
@@ -218,6 +219,9 @@ impl Trainer for Bigram {
                 Deed::StopEarly => return Ok(()),
                 _ => {}
             }
+        }
+        while DEED == Deed::AskForEver {
+            let _ = session.next_batch(BATCH_SIZE, seq_len);
         }
         if DEED == Deed::TrainAfterTheBudget {
             work();
