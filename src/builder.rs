@@ -256,7 +256,8 @@ impl StudyBuilder {
         self
     }
 
-    /// How long after its budget a trainer may take to return before it is killed. Default: 30 s.
+    /// How long after its budget a trainer may take to return before it is killed. Default: 30 s. Long
+    /// before that it is too late to count, except for the baseline.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.limits.grace = grace;
         self

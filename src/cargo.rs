@@ -6,6 +6,7 @@
 
 use crate::{
     Error, Result,
+    environment::{cargo, cargo_that_downloads},
     hash::sha256,
     lifeline,
     process::Group,
@@ -411,80 +412,6 @@ impl Cargo {
     }
 }
 
-/// What a compiler and the build scripts of dependencies may know of the environment: where things
-/// are, and how a card is compiled for. What changes what cargo builds is not among it, nor any key.
-const PASSED_ON: &[&str] = &[
-    "PATH",
-    "HOME",
-    "USER",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "CARGO_HOME",
-    "CARGO_BUILD_JOBS",
-    "CARGO_NET_OFFLINE",
-    "RUSTUP_HOME",
-    "RUSTUP_TOOLCHAIN",
-    "LD_LIBRARY_PATH",
-    "LIBRARY_PATH",
-    "CC",
-    "CXX",
-    "AR",
-    "PKG_CONFIG_PATH",
-    "NVCC",
-    "SDKROOT",
-    "DEVELOPER_DIR",
-];
-
-/// What a download needs beside that. Proxies may have a password.
-const FOR_DOWNLOADS: &[&str] = &[
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "all_proxy",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "CARGO_HTTP_PROXY",
-    "CARGO_HTTP_CAINFO",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-];
-
-/// Whether a variable is for cargo, and so for all that cargo starts.
-fn is_passed_on(name: &str, value: &str, downloads: bool) -> bool {
-    let starts = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
-    if name.ends_with("_TOKEN") || name.contains("CREDENTIAL") {
-        return false;
-    }
-    // Where registries are; a build that finds none of them ends. An address may have a password.
-    let is_place = starts(&["CARGO_REGISTRIES_", "CARGO_SOURCE_"])
-        && ["_INDEX", "_PROTOCOL", "_REPLACE_WITH", "_REGISTRY", "_DIRECTORY"]
-            .iter()
-            .any(|end| name.ends_with(end));
-    PASSED_ON.contains(&name)
-        || starts(&["CUDA_", "NVCC_", "NIX_CC", "NIX_BINTOOLS", "NIX_LDFLAGS", "NIX_CFLAGS"])
-        || is_place && (downloads || !value.contains('@'))
-        || downloads && FOR_DOWNLOADS.contains(&name)
-}
-
-/// `cargo`, with a part of the environment: a source could have the rest told by the compiler, and an
-/// outer cargo or a user's shell would change what is built, and so rebuild every dependency.
-pub(crate) fn cargo() -> Command {
-    cargo_with(false)
-}
-
-fn cargo_with(downloads: bool) -> Command {
-    let mut command = Command::new("cargo");
-    command.env_clear().envs(std::env::vars_os().filter(|(name, value)| {
-        name.to_str().is_some_and(|name| is_passed_on(name, &value.to_string_lossy(), downloads))
-    }));
-    command
-}
-
 /// A crate that tries a sandbox.
 const NOTHING: &str = "[package]\nname = \"nothing\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
                        [lib]\ncrate-type = [\"cdylib\"]\n\n[workspace]\n";
@@ -506,7 +433,7 @@ fn kernel() -> String {
 /// Makes sure that what the lock file in `folder` names is on this machine.
 pub(crate) fn fetch(folder: &Path) -> Result<()> {
     let fetch = |arguments: &[&str]| {
-        let mut command = cargo_with(true);
+        let mut command = cargo_that_downloads();
         let output = lifeline::output(command.arg("fetch").args(arguments).current_dir(folder));
         output.map_err(|error| missing("cargo", error))
     };
@@ -635,28 +562,6 @@ mod tests {
         ] {
             let found = foreign_input(listed, folder).unwrap();
             assert!(found.contains(named), "{found}");
-        }
-    }
-
-    #[test]
-    fn a_compiler_is_told_where_things_are_and_no_secret() {
-        let (build, fetch) = (false, true);
-        for (name, value, downloads, passed) in [
-            ("PATH", "/bin", build, true),
-            ("CUDA_COMPUTE_CAP", "90", build, true),
-            ("CARGO_REGISTRY_TOKEN", "secret", fetch, false),
-            ("CARGO_REGISTRIES_OURS_TOKEN", "secret", fetch, false),
-            ("CARGO_REGISTRIES_OURS_CREDENTIAL_PROVIDER", "x", fetch, false),
-            ("CARGO_REGISTRIES_OURS_INDEX", "https://ours", build, true),
-            ("CARGO_REGISTRIES_OURS_INDEX", "https://me:secret@ours", build, false),
-            ("CARGO_REGISTRIES_OURS_INDEX", "https://me:secret@ours", fetch, true),
-            ("https_proxy", "http://me:secret@proxy", build, false),
-            ("https_proxy", "http://me:secret@proxy", fetch, true),
-            ("RUSTFLAGS", "-g", build, false),
-            ("CARGO_TARGET_DIR", "/elsewhere", build, false),
-            ("OPENAI_API_KEY", "secret", fetch, false),
-        ] {
-            assert_eq!(is_passed_on(name, value, downloads), passed, "{name}={value}");
         }
     }
 

@@ -296,8 +296,8 @@ impl Worker {
         match self.most {
             Some(most) if self.spent() > most => {
                 let reason = format!(
-                    "{task}: it took more processor time than ten times the baseline's and two \
-                     seconds, killed"
+                    "{task}: it took more than two seconds and ten times what the baseline takes, \
+                     killed"
                 );
                 Err(ended(Outcome::Overran, reason))
             }
@@ -320,7 +320,7 @@ impl Worker {
         Err(ended(Outcome::OutOfSpace, reason))
     }
 
-    /// The worker has closed its pipe or ended: says how.
+    /// The worker has closed its socket or ended: says how.
     fn departed(&mut self, task: &str) -> Halt {
         let patience = Instant::now();
         while !self.group.has_ended() && patience.elapsed() < Duration::from_secs(2) {

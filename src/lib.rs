@@ -12,6 +12,7 @@ mod config;
 mod conversation;
 pub mod data;
 mod effort;
+mod environment;
 mod error;
 mod event;
 pub mod exam;

@@ -12,11 +12,13 @@ use std::path::Path;
 /// Tokens are ids below [`Setup::vocab_size`]. Costs are in nats (natural logarithms); the host
 /// turns them into bits per byte.
 pub trait Trainer: Sized {
-    /// Builds the model. Limited in time, but not part of the training budget; sees no data.
+    /// Builds the model, without data. Not part of the training budget; limited to a multiple of the
+    /// processor time that the study's baseline takes, as are `load`, `score` and `logits`.
     fn new(setup: &Setup) -> Result<Self>;
 
-    /// Trains until [`Session::next_batch`] returns `None`, then returns promptly: a trainer that
-    /// goes on past the host's grace period is killed and its trial is lost.
+    /// Trains until [`Session::next_batch`] returns `None`, then returns promptly. The budget goes on
+    /// until `save` has closed the checkpoint: whoever takes longer after the last batch than a step
+    /// and what saving takes the baseline, with some to spare, loses the trial.
     fn train(&mut self, session: &mut Session<'_>) -> Result<()>;
 
     /// Writes the cost of every target to `nats`, in nats: with `B` windows of `T` tokens,

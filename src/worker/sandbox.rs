@@ -73,14 +73,15 @@ mod linux {
         "/etc/ld.so.cache",
         "/proc/cpuinfo",
         "/proc/meminfo",
-        "/sys/devices/system",
+        "/sys/devices/system/cpu",
         "/dev/urandom",
         "/dev/zero",
         // Its own process only: the kernel resolves the link now. Backtraces look here.
         OWN_PROCESS,
     ];
 
-    /// Where there is no view of its own. There it would lead to descriptors and memory.
+    /// For those that keep the system's view. It leads to descriptors and memory, so that it is not in
+    /// a worker's own.
     const OWN_PROCESS: &str = "/proc/self";
 
     /// Compilers, linkers, and what they ask about the machine.
@@ -91,11 +92,13 @@ mod linux {
         "/etc/alternatives",
         "/etc/ld.so.conf",
         "/etc/ld.so.conf.d",
+        "/sys/devices/system",
         "/sys/fs/cgroup",
     ];
 
     /// What a CUDA driver opens.
-    const CUDA_READABLE: &[&str] = &["/proc/driver/nvidia", "/sys/bus/pci", "/usr/share/nvidia"];
+    const CUDA_READABLE: &[&str] =
+        &["/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices/system/node", "/usr/share/nvidia"];
 
     /// The newest version of Landlock that the rules below were written for.
     const VERSION: ABI = ABI::V6;

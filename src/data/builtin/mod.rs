@@ -5,11 +5,7 @@
 //! dependency moves `val_bpb`.
 
 use super::corpus::Corpus;
-use crate::{
-    Error, Result,
-    cargo::{cargo, fetch},
-    hash::sha256_of_parts,
-};
+use crate::{Error, Result, cargo::fetch, environment::cargo, hash::sha256_of_parts};
 use std::{
     fs,
     path::{Path, PathBuf},
