@@ -67,8 +67,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Error> {
-    let stop = StopHandle::new();
-    end_on_interrupt(stop.clone());
+    let stop = StopHandle::on_interrupt()?;
     let (budget, data, trainer) = (options.budget, options.data.clone(), options.trainer.clone());
     let mut comparison = Comparison::new(&options.dir, move |dir| {
         let study = Study::builder(dir).budget(budget).data(data.clone());
@@ -132,28 +131,4 @@ fn show(turn: Turn<'_>) {
         trial.trial,
         trial.description
     );
-}
-
-/// The first Ctrl-C, SIGTERM or SIGHUP lets the comparison end well, a second one does not wait.
-fn end_on_interrupt(stop: StopHandle) {
-    let handler = move || {
-        if stop.is_stopped() {
-            std::process::exit(130);
-        }
-        stop.stop();
-        // With the terminal gone there is nobody to tell, and that is no reason to panic.
-        let _ = writeln!(std::io::stderr(), "\nstopping; once more to end at once");
-    };
-    // What `nohup` had ignored stays ignored.
-    // SAFETY: to ignore a signal, or to take that back, runs no code of ours.
-    #[cfg(target_os = "linux")]
-    let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("compare_programs: Ctrl-C will not end the night cleanly: {error}");
-    }
-    #[cfg(target_os = "linux")]
-    if before == libc::SIG_IGN {
-        // SAFETY: as above.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    }
 }

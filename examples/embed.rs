@@ -1,6 +1,6 @@
 //! A study inside another program: a closure proposes, a channel tells what happens.
 
-use overnight::{Event, Study, proposer::Brief, proposer::Proposal};
+use overnight::{Event, StopHandle, Study, proposer::Brief, proposer::Proposal};
 
 fn main() -> Result<(), overnight::Error> {
     // First of all: a study runs this program again for every trial.
@@ -29,7 +29,8 @@ fn main() -> Result<(), overnight::Error> {
     };
 
     let study = Study::builder("runs/embedded").budget("10s".parse()?).proposer(warm_down);
-    let mut study = study.observer(observer).open()?;
+    // Ctrl-C and SIGTERM end the night; the same program goes on from there.
+    let mut study = study.observer(observer).stop_handle(StopHandle::on_interrupt()?).open()?;
     study.optimize(Some(2))?;
     let best = study.best_trial().map(|trial| trial.trial);
     println!("the best is in {}", study.folder_of(best.unwrap_or_default()).display());

@@ -25,7 +25,7 @@
 //! Then say: "Improve the trainer with overnight's tools, until I stop you."
 
 use clap::Parser;
-use overnight::{Budget, Error, Study, data::DataSpec, mcp};
+use overnight::{Budget, Error, StopHandle, Study, data::DataSpec, mcp};
 use std::{
     io::{BufReader, stdin, stdout},
     path::PathBuf,
@@ -34,7 +34,8 @@ use std::{
 
 /// Serves one study over MCP on standard input and output; its trials are an agent's.
 ///
-/// The study ends with the conversation, and the same command goes on from there.
+/// The study ends with the conversation, or by Ctrl-C, SIGTERM or SIGHUP, and the same command goes on from
+/// there.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -71,8 +72,11 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Error> {
-    let mut builder =
-        Study::builder(options.dir).budget(options.budget).data(options.data).seed(options.seed);
+    let mut builder = Study::builder(options.dir)
+        .budget(options.budget)
+        .data(options.data)
+        .seed(options.seed)
+        .stop_handle(StopHandle::on_interrupt()?);
     if let Some(trainer) = options.trainer {
         builder = builder.trainer(trainer);
     }

@@ -14,7 +14,6 @@ use overnight::{
     report,
 };
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -122,8 +121,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Error> {
-    let stop = StopHandle::new();
-    end_on_interrupt(stop.clone());
+    let stop = StopHandle::on_interrupt()?;
     let (observer, events) = crossbeam_channel::unbounded();
     let planned = Planned { trials: options.trials, controls: options.controls };
     let mut view = View::new(options.json, options.budget, planned);
@@ -269,28 +267,4 @@ fn objective(options: &Options, folder: &Path, command: &str) -> Result<CommandO
 fn todays_dir() -> PathBuf {
     let today = jiff::ZonedDateTime::now().strftime("%b%-d").to_string().to_lowercase();
     PathBuf::from("runs").join(today)
-}
-
-/// The first Ctrl-C, SIGTERM or SIGHUP lets the study end well, a second one does not wait.
-fn end_on_interrupt(stop: StopHandle) {
-    let handler = move || {
-        if stop.is_stopped() {
-            std::process::exit(130);
-        }
-        stop.stop();
-        // With the terminal gone there is nobody to tell, and that is no reason to panic.
-        let _ = writeln!(std::io::stderr(), "\nstopping; once more to end at once");
-    };
-    // What `nohup` had ignored stays ignored.
-    // SAFETY: to ignore a signal, or to take that back, runs no code of ours.
-    #[cfg(target_os = "linux")]
-    let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("overnight: Ctrl-C will not end the night cleanly: {error}");
-    }
-    #[cfg(target_os = "linux")]
-    if before == libc::SIG_IGN {
-        // SAFETY: as above.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
-    }
 }

@@ -304,6 +304,11 @@ impl StudyBuilder {
         self
     }
 
+    /// What ends the study.
+    pub(crate) fn stop(&self) -> StopHandle {
+        self.stop.clone()
+    }
+
     /// Lets `stop` end the study from another thread.
     pub fn stop_handle(mut self, stop: StopHandle) -> Self {
         self.stop = stop;

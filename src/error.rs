@@ -112,6 +112,10 @@ pub enum Error {
     #[error("this system cannot confine a trainer: there is no {missing}")]
     Sandbox { missing: String },
 
+    /// Ctrl-C and its like are handled by somebody else.
+    #[error("cannot handle Ctrl-C and SIGTERM: {0}")]
+    Signals(#[source] io::Error),
+
     /// The system names no folder for caches.
     #[error("there is no home for caches: set OVERNIGHT_CACHE to a folder")]
     NoCacheFolder,

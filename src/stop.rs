@@ -1,8 +1,12 @@
 //! The way to end a study from outside: a flag that its long waits look at.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use crate::{Error, Result};
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Stops the study that it was given to, from any thread or signal handler.
@@ -22,6 +26,32 @@ impl StopHandle {
         Self::default()
     }
 
+    /// A handle that the first Ctrl-C, SIGTERM or SIGHUP pulls. A second one does not wait, and ends the
+    /// program with status 130.
+    ///
+    /// Who started the program under `nohup` had SIGHUP ignored, and that stays so.
+    ///
+    /// # Errors
+    /// When the program handles these signals already, by this function or by another crate.
+    pub fn on_interrupt() -> Result<Self> {
+        let handle = Self::new();
+        let pulled = handle.clone();
+        let ignored = hangup_is_ignored();
+        ctrlc::set_handler(move || {
+            if pulled.is_stopped() {
+                std::process::exit(130);
+            }
+            pulled.stop();
+            // With the terminal gone there is nobody to tell, and that is no reason to panic.
+            let _ = writeln!(io::stderr(), "\nstopping; once more to end at once");
+        })
+        .map_err(|error| Error::Signals(io::Error::other(error)))?;
+        if ignored {
+            ignore_hangup();
+        }
+        Ok(handle)
+    }
+
     /// Asks the study to stop.
     pub fn stop(&self) {
         self.pulled.store(true, Ordering::Relaxed);
@@ -38,6 +68,32 @@ impl StopHandle {
         Self { pulled: Arc::default(), above: Some(Box::new(self.clone())) }
     }
 }
+
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no library asks or sets this")]
+fn hangup_is_ignored() -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: it only writes what is to be read, into a place made for it; zeros are an action, too.
+    unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no library asks or sets this")]
+fn ignore_hangup() {
+    // SAFETY: to ignore a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn hangup_is_ignored() -> bool {
+    false
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ignore_hangup() {}
 
 #[cfg(test)]
 mod tests {

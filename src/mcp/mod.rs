@@ -17,12 +17,17 @@ use std::{
     io::{BufRead, Write},
     panic::resume_unwind,
     thread,
+    time::Duration,
 };
 use submissions::Submissions;
 
-/// Opens the study and has an agent propose for it, until `input` ends or `output` breaks.
+/// How often the conversation looks whether it was asked to end.
+const LOOK_UP: Duration = Duration::from_millis(200);
+
+/// Opens the study and has an agent propose for it, until `input` ends, `output` breaks or the stop handle of
+/// `builder` is pulled.
 ///
-/// The agent joins the proposers of `builder`; its stop handle is replaced. Messages come from `input` and go to
+/// The agent joins the proposers of `builder`. Messages come from `input` and go to
 /// `output`, which nothing else may write to; for standard input that is
 /// `BufReader::new(std::io::stdin())`.
 ///
@@ -33,18 +38,23 @@ pub fn serve(
     input: impl BufRead + Send + 'static,
     output: impl Write,
 ) -> Result<()> {
-    converse(input, output, move |submissions, observer, stop| {
+    converse(input, output, &builder.stop(), move |submissions, observer, stop| {
         let builder = builder.proposer(submissions).observer(observer).stop_handle(stop);
         builder.open()?.optimize(None)
     })
 }
 
 /// The conversation beside a study, which takes its proposals from the submissions.
-fn converse<S>(input: impl BufRead + Send + 'static, mut output: impl Write, study: S) -> Result<()>
+fn converse<S>(
+    input: impl BufRead + Send + 'static,
+    mut output: impl Write,
+    stop: &StopHandle,
+    study: S,
+) -> Result<()>
 where
     S: FnOnce(Submissions, Sender<Event>, StopHandle) -> Result<()> + Send + 'static,
 {
-    let stop = StopHandle::new();
+    let stop = stop.of_a_part();
     let (observer, mut events) = unbounded();
     let (submissions, handing_in, mut notes) = submissions::channel();
     let mut server = Server::new(Desk::new(handing_in));
@@ -55,7 +65,8 @@ where
     let mut result = Ok(());
 
     let lines = lines(input);
-    loop {
+    // Whoever pulled the handle waits for the study to end, which is heard as the end of its events.
+    while !(stop.is_stopped() && study.is_none()) {
         let mut replies = Vec::new();
         select! {
             recv(lines) -> line => match line {
@@ -76,7 +87,7 @@ where
                     server.desk.end(result.as_ref().err());
                 }
             },
-            default(server.patience()) => {}
+            default(server.patience().min(LOOK_UP)) => {}
         }
         replies.extend(server.due());
         // Who reads no more is gone, as one who writes no more is.

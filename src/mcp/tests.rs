@@ -32,7 +32,8 @@ impl Client {
         S: FnOnce(Submissions, Sender<Event>, StopHandle) -> Result<()> + Send + 'static,
     {
         let ((input, to), (from, output)) = (pipe().unwrap(), pipe().unwrap());
-        let server = spawn(move || converse(BufReader::new(input), output, study));
+        let server =
+            spawn(move || converse(BufReader::new(input), output, &StopHandle::new(), study));
         Self { to, from: BufReader::new(from), server, asked: 0 }
     }
 

@@ -11,15 +11,15 @@ use std::{
 };
 
 /// Something in the environment that all compilers of a study inherit, and nobody else has.
-const MARK: &str = "USER";
+pub const MARK: &str = "USER";
 
 /// The command lines of the living processes with this mark.
-fn marked(mark: &str) -> Vec<String> {
+pub fn marked(mark: &str) -> Vec<String> {
     with(&format!("{MARK}={mark}"))
 }
 
 /// The command lines of the living processes with this in their environment.
-fn with(mark: &str) -> Vec<String> {
+pub fn with(mark: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
         // A zombie has neither.
@@ -31,7 +31,7 @@ fn with(mark: &str) -> Vec<String> {
     found
 }
 
-fn wait_for(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < limit, "waited in vain: {what}");

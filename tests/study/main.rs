@@ -10,6 +10,7 @@ mod chatting;
 mod comparing;
 mod compiling;
 mod containment;
+mod ending;
 mod exam;
 mod inputs;
 mod language;
@@ -81,6 +82,10 @@ fn main() {
             what_the_caller_left_open_is_closed_in_a_worker,
             weights_that_are_a_link_are_none,
             no_lie_survives_the_exam;
+        ending:
+            an_agent_and_its_daemons_die_with_their_study,
+            a_study_that_is_asked_to_end_does_so_well,
+            a_study_under_nohup_takes_no_notice_of_a_hangup;
         exam:
             an_oracle_scores_the_entropy_rate_of_its_language,
             a_uniform_trainer_scores_the_logarithm_of_the_vocabulary;
@@ -110,6 +115,7 @@ fn main() {
             a_change_that_starts_from_other_weights_or_batches_is_seen_to,
             kept_trials_are_scored_on_the_test_split_and_tell_if_they_hear_the_seed;
         mcp:
+            a_pulled_handle_ends_a_conversation_whose_agent_is_still_there,
             an_agent_drives_a_study_over_mcp,
             an_agent_that_comes_back_finds_the_study_as_it_left_it;
         objective:

@@ -1,7 +1,7 @@
 //! A study that an agent drives over MCP.
 
 use crate::tiny;
-use overnight::{Ledger, Outcome, Result, mcp};
+use overnight::{Ledger, Outcome, Result, StopHandle, StudyBuilder, mcp};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -20,8 +20,11 @@ struct Agent {
 impl Agent {
     /// An agent whose study is open.
     fn of(dir: &Path, corpus: &Path) -> Self {
+        Self::with(tiny::study(dir, corpus))
+    }
+
+    fn with(builder: StudyBuilder) -> Self {
         let ((input, to), (from, output)) = (pipe().unwrap(), pipe().unwrap());
-        let builder = tiny::study(dir, corpus);
         let server = spawn(move || mcp::serve(builder, BufReader::new(input), output));
         let mut agent = Self { to, from: BufReader::new(from), server };
         let hello = agent.ask("initialize", json!({"protocolVersion": "2025-11-25"}));
@@ -62,6 +65,17 @@ impl Agent {
         drop(self.to);
         self.server.join().unwrap().unwrap();
     }
+}
+
+pub fn a_pulled_handle_ends_a_conversation_whose_agent_is_still_there() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let stop = StopHandle::new();
+    let mut agent = Agent::with(tiny::study(dir.path(), corpus.path()).stop_handle(stop.clone()));
+    let ruined = tiny::source().replace("let seq_len =", "let seq_len: String =");
+    agent.call("submit_trainer", json!({"source": ruined, "description": "ruined"}));
+    stop.stop();
+    agent.server.join().unwrap().unwrap();
+    drop(agent.to);
 }
 
 pub fn an_agent_drives_a_study_over_mcp() {

@@ -1,7 +1,7 @@
 //! A study that is killed, torn or damaged, and opened again.
 
 use crate::tiny::{self, Sources};
-use overnight::{Error, Ledger, Status, Study, Trial};
+use overnight::{Error, Ledger, Status, StopHandle, Study, Trial, proposer::Agent};
 use std::{
     fs::{self, OpenOptions},
     io::Write,
@@ -15,6 +15,15 @@ const VICTIM: &str = "OVERNIGHT_TEST_VICTIM";
 
 /// The file with the one source that a victim proposes, if not those that are here.
 pub const SOURCE: &str = "OVERNIGHT_TEST_SOURCE";
+
+/// The command line of an agent that proposes for a victim in the place of sources.
+pub const AGENT: &str = "OVERNIGHT_TEST_AGENT";
+
+/// Has a victim look after Ctrl-C and the signals like it, as a user's program does.
+pub const ENDS_WELL: &str = "OVERNIGHT_TEST_ENDS_WELL";
+
+/// Has a victim started with SIGHUP ignored, as under `nohup`.
+pub const NO_HANGUP: &str = "OVERNIGHT_TEST_NO_HANGUP";
 
 /// The most that a victim may write to a file, in bytes.
 const FILE_BYTES: &str = "OVERNIGHT_TEST_FILE_BYTES";
@@ -33,16 +42,25 @@ fn sources() -> Sources {
 /// Turns this process into a study that somebody kills or starves.
 pub fn run_if_victim() {
     if let Some(place) = std::env::var_os(VICTIM) {
+        let is_set = |name: &str| std::env::var_os(name).is_some();
         // Whoever runs the tests may have this ignored, and what is ignored is inherited.
-        // SAFETY: the default action runs no code of ours.
-        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        let hangup = if is_set(NO_HANGUP) { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: neither action runs code of ours.
+        unsafe { libc::signal(libc::SIGHUP, hangup) };
         if let Ok(bytes) = std::env::var(FILE_BYTES) {
             limit_files(bytes.parse().unwrap());
         }
         let place = Path::new(&place);
-        let study = tiny::study(&place.join("study"), &place.join("corpus"));
+        let mut study = tiny::study(&place.join("study"), &place.join("corpus"));
+        if is_set(ENDS_WELL) {
+            study = study.stop_handle(StopHandle::on_interrupt().unwrap());
+        }
+        let study = match std::env::var(AGENT) {
+            Ok(command) => study.proposer(Agent::new(command.parse().unwrap())),
+            Err(_) => study.proposer(sources()),
+        };
         // A study whose last owner is being killed may be locked for a moment.
-        let ended = match study.proposer(sources()).open() {
+        let ended = match study.open() {
             Ok(mut study) => study.optimize(None),
             Err(Error::Locked { .. }) => Ok(()),
             Err(error) => Err(error),
