@@ -120,6 +120,8 @@ pub fn unsafe_code_marks_nothing_either() {
             fn tgkill(process: i32, thread: i32, signal: i32) -> i32;
             fn prctl(option: i32, ...) -> i32;
             fn madvise(start: *mut u8, length: usize, advice: i32) -> i32;
+            fn mincore(start: *mut u8, length: usize, is_there: *mut u8) -> i32;
+            fn dladdr(of: *const u8, is_in: *mut [*const i8; 4]) -> i32;
         }
         std::fs::write("own", "").unwrap();
         let own = std::fs::File::open("own").unwrap();
@@ -127,6 +129,8 @@ pub fn unsafe_code_marks_nothing_either() {
         let parent = std::os::unix::process::parent_id() as i32;
         let (mut limit, mut mask, mut flags) = ([0u8; 16], [0u8; 1024], [0u64; 1]);
         let page = std::hint::black_box(vec![0u8; 8192]);
+        let page = (page.as_ptr() as usize + 4095 & !4095) as *mut u8;
+        let mut library = [std::ptr::null(); 4];
         // SAFETY: all of these are zero-terminated, or as long as is said.
         let tries = unsafe { [
             ("attributes", setxattr(c"own".as_ptr(), c"user.note".as_ptr(), &1, 1, 0)),
@@ -147,7 +151,16 @@ pub fn unsafe_code_marks_nothing_either() {
             ("watches", inotify_init().min(0)),
             ("signals", tgkill(parent, parent, 0)),
             ("outliving", prctl(1, 0)),
-            ("throwing out", madvise((page.as_ptr() as usize & !4095) as *mut u8, 4096, 21)),
+            ("leases", fcntl(file, 1024, 0)),
+            ("throwing out", madvise(page, 4096, 21)),
+            ("what is in memory", mincore(page, 4096, limit.as_mut_ptr())),
+            // Whoever reads there changes no access time either. 30: a mount that is read-only, 13: Landlock alone.
+            ("a mount to write to", {
+                dladdr(<Bigram as Trainer>::new as *const u8, &mut library);
+                let path = std::ffi::CStr::from_ptr(library[0]).to_str().unwrap();
+                let opened = std::fs::OpenOptions::new().write(true).open(path);
+                i32::from(opened.is_err_and(|error| error.raw_os_error() == Some(30)))
+            }),
         ] };
         let worked = tries.iter().filter(|(_, result)| *result == 0).map(|(name, _)| *name);
         return Err(Error::msg(format!("worked: {}", worked.collect::<Vec<_>>().join(", "))));
@@ -179,7 +192,10 @@ pub fn unsafe_code_marks_nothing_either() {
         "watches",
         "signals",
         "outliving",
+        "leases",
         "throwing out",
+        "what is in memory",
+        "a mount to write to",
     ] {
         assert!(open.contains(mark), "{mark}: {open}");
     }
@@ -194,6 +210,9 @@ pub fn what_the_caller_left_open_is_closed_in_a_worker() {
     let file = std::fs::File::create(folder.path().join("left-open")).unwrap();
     // Unlike what Rust opens, a copy like this is inherited by every program that is started.
     let left_open = rustix::io::dup(&file).unwrap();
+    let mut other = std::process::Command::new("ls");
+    let inherited = other.args(["-l", "/proc/self/fd"]).output().unwrap().stdout;
+    assert!(String::from_utf8(inherited).unwrap().contains("left-open"));
     let trials = confined(Sandbox::Off, "LookForDescriptors").unwrap();
     assert_eq!(trials[0].outcome, Outcome::Measured, "{:?}", trials[0].reason);
     drop(left_open);
