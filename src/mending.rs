@@ -64,7 +64,7 @@ impl Study {
                 let identity = identity(self.workspace.edited(), &turn.proposal.source);
                 match self.tried.get(&identity) {
                     Some(&trial) => Fault::Repeats { trial },
-                    None => return Ok(false),
+                    None => Fault::Refused { reason: reason.to_owned() },
                 }
             }
             Outcome::BuildFailed => {

@@ -1,7 +1,38 @@
 //! When two sources are the same program.
+//!
+//! Whoever proposes a source decides what is in it, and it is read in the study's own process. So it is
+//! bounded in size, and only ever cut into tokens: proc-macro2 does that without recursion, and lets
+//! go of them without recursion. A parser of the whole grammar, such as syn, descends as deep as the source nests, and
+//! a stack that overflows ends the process.
 
 use crate::hash::sha256;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// The most that a source may have, in bytes. The template has 40 KB.
+pub(crate) const LARGEST_SOURCE: usize = 1 << 20;
+
+/// The macros that put machine instructions into a program. `forbid(unsafe_code)` does not know all of them.
+const ASSEMBLY: [&str; 4] = ["asm", "global_asm", "naked_asm", "llvm_asm"];
+
+/// What is wrong with the source in the file `name`, before anybody builds it.
+pub(crate) fn check(name: &str, source: &str, allows_unsafe: bool) -> Result<(), String> {
+    if source.len() > LARGEST_SOURCE {
+        let (kib, most) = (source.len() >> 10, LARGEST_SOURCE >> 10);
+        return Err(format!("the source has {kib} KiB, and {most} KiB are the most that is read"));
+    }
+    if source.trim().is_empty() {
+        return Err("the source is empty".to_owned());
+    }
+    let tokens = tokens(name, source).unwrap_or_default();
+    let word = tokens.lines().map(|token| token.trim_start_matches("r#"));
+    let assembly = word.filter(|word| ASSEMBLY.contains(word)).next();
+    match assembly.filter(|_| !allows_unsafe) {
+        Some(word) => Err(format!(
+            "the source has the word `{word}`, and assembly is not allowed where unsafe code is not"
+        )),
+        None => Ok(()),
+    }
+}
 
 /// A name for what the source in the file `name` does. Formatting, comments and documentation have no
 /// part in Rust's; any other language goes by its characters.
@@ -21,13 +52,13 @@ pub(crate) fn length(name: &str, source: &str) -> usize {
 
 /// Rust's tokens, a line each. `None`: it is another language, or nonsense.
 fn tokens(name: &str, source: &str) -> Option<String> {
-    if !name.ends_with(".rs") {
+    if !name.ends_with(".rs") || source.len() > LARGEST_SOURCE {
         return None;
     }
     apart(|| {
         let tokens = source.parse().ok()?;
         let mut text = String::with_capacity(source.len());
-        write(tokens, Delimiter::None, &mut text);
+        write(tokens, &mut text);
         Some(text)
     })
 }
@@ -39,46 +70,80 @@ pub(crate) fn apart<T: Send>(parse: impl FnOnce() -> T + Send) -> T {
     parsed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// A group that is being written: what is left of it, and how it closes.
+struct Open {
+    tokens: Vec<TokenTree>,
+    at: usize,
+    delimiter: Delimiter,
+}
+
+impl Open {
+    fn new(stream: TokenStream, delimiter: Delimiter) -> Self {
+        Self { tokens: stream.into_iter().collect(), at: 0, delimiter }
+    }
+
+    fn is(&self, at: usize, c: char) -> bool {
+        matches!(self.tokens.get(at), Some(TokenTree::Punct(punct)) if punct.as_char() == c)
+    }
+
+    /// Steps over documentation: a comment with three slashes is `#[doc = "…"]`, one with `//!` has a
+    /// `!` in between.
+    fn skip_documentation(&mut self) {
+        while self.is(self.at, '#') {
+            let group = if self.is(self.at + 1, '!') { self.at + 2 } else { self.at + 1 };
+            if !self.tokens.get(group).is_some_and(is_documentation) {
+                break;
+            }
+            self.at = group + 1;
+        }
+    }
+
+    /// Whether the comma before the end is layout. `(a,)` is a tuple, and `(a)` is not.
+    fn is_layout(&self, at: usize) -> bool {
+        let commas = || (0..self.tokens.len()).filter(|&at| self.is(at, ',')).count();
+        self.is(at, ',')
+            && at + 1 == self.tokens.len()
+            && (self.delimiter != Delimiter::Parenthesis || commas() > 1)
+    }
+}
+
 /// The tokens, each on a line, without documentation and without the commas that formatters add or
-/// take away.
-fn write(tokens: TokenStream, within: Delimiter, text: &mut String) {
-    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-    let is = |token: Option<&TokenTree>, c: char| matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == c);
-    let mut at = 0;
-    while at < tokens.len() {
-        // A comment with three slashes is `#[doc = "…"]`, one with `//!` has a `!` in between.
-        if is(tokens.get(at), '#') {
-            let group = if is(tokens.get(at + 1), '!') { at + 2 } else { at + 1 };
-            if tokens.get(group).is_some_and(is_documentation) {
-                at = group + 1;
-                continue;
-            }
+/// take away. Without recursion: how deep a source nests is up to whoever wrote it.
+fn write(tokens: TokenStream, text: &mut String) {
+    let mut stack = vec![Open::new(tokens, Delimiter::None)];
+    while let Some(open) = stack.last_mut() {
+        open.skip_documentation();
+        let at = open.at;
+        open.at += 1;
+        if open.is_layout(at) {
+            continue;
         }
-        match &tokens[at] {
-            TokenTree::Group(group) => {
-                let (open, close) = match group.delimiter() {
-                    Delimiter::Parenthesis => ("(", ")"),
-                    Delimiter::Brace => ("{", "}"),
-                    Delimiter::Bracket => ("[", "]"),
-                    Delimiter::None => ("", ""),
-                };
-                text.push_str(open);
+        match open.tokens.get(at) {
+            Some(TokenTree::Group(group)) => {
+                let (delimiter, stream) = (group.delimiter(), group.stream());
+                text.push_str(marks(delimiter).0);
                 text.push('\n');
-                write(group.stream(), group.delimiter(), text);
-                text.push_str(close);
+                stack.push(Open::new(stream, delimiter));
             }
-            token if is(Some(token), ',') && at + 1 == tokens.len() => {
-                // `(a,)` is a tuple, and `(a)` is not: there the comma is more than layout.
-                let commas = tokens.iter().filter(|token| is(Some(token), ',')).count();
-                if within != Delimiter::Parenthesis || commas > 1 {
-                    break;
-                }
-                text.push(',');
+            Some(token) => {
+                text.push_str(&token.to_string());
+                text.push('\n');
             }
-            token => text.push_str(&token.to_string()),
+            None => {
+                text.push_str(marks(open.delimiter).1);
+                text.push('\n');
+                stack.pop();
+            }
         }
-        text.push('\n');
-        at += 1;
+    }
+}
+
+fn marks(delimiter: Delimiter) -> (&'static str, &'static str) {
+    match delimiter {
+        Delimiter::Parenthesis => ("(", ")"),
+        Delimiter::Brace => ("{", "}"),
+        Delimiter::Bracket => ("[", "]"),
+        Delimiter::None => ("", ""),
     }
 }
 
@@ -121,6 +186,48 @@ mod tests {
         length("train.rs", &SOURCE.repeat(1000));
         assert_eq!(first, "bytes(1..2)");
         assert_eq!((second.as_str(), place().as_str()), ("bytes(3..4)", "bytes(5..6)"));
+    }
+
+    #[test]
+    fn no_depth_of_nesting_is_too_much() {
+        // Threads have 2 MiB: a frame of 20 bytes a level would be too much.
+        for (open, close) in [("(", ")"), ("{", "}"), ("[", "]"), ("#[doc = ", "]"), ("/*", "*/")] {
+            let deep = open.repeat(100_000) + "1" + &close.repeat(100_000);
+            let source = format!("const A: f64 = 0.5;\n{deep}\n");
+            assert!(check("train.rs", &source, false).is_ok());
+            assert_ne!(identity("train.rs", &source), identity("train.rs", SOURCE));
+        }
+        for chain in
+            ["-", "!", "&", "|| ", "a.b", "a = ", "if a {} else ", "*const ", "<", "'a ", "r#"]
+        {
+            length("train.rs", &format!("fn f() {{ {} }}", chain.repeat(50_000)));
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_read() {
+        let long = "a ".repeat(LARGEST_SOURCE);
+        assert!(check("train.rs", &long, false).unwrap_err().contains("2048 KiB"));
+        assert!(check("train.rs", " \n", false).is_err());
+        assert!(check("train.rs", SOURCE, false).is_ok());
+        identity("train.rs", &long);
+    }
+
+    #[test]
+    fn assembly_is_refused_in_any_form() {
+        for assembly in [
+            "use std::arch::asm;",
+            "core::arch::global_asm!(\"nop\");",
+            "macro_rules! m { () => { std::arch::r#asm!(\"nop\") } }",
+            "use core::arch::{naked_asm as quiet};",
+        ] {
+            let source = format!("{SOURCE}\n{assembly}\n");
+            assert!(check("train.rs", &source, false).unwrap_err().contains("asm`"), "{assembly}");
+            assert!(check("train.rs", &source, true).is_ok());
+        }
+        let spoken = "// asm!\nconst ASM: &str = \"asm!\"; fn asmara() {}";
+        assert!(check("train.rs", spoken, false).is_ok());
+        assert!(check("train.py", "asm = 1", false).is_ok());
     }
 
     #[test]

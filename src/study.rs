@@ -12,7 +12,7 @@ use crate::{
     mending::Ending,
     proposer::{Ahead, Proposal, Running, Turn, Usage},
     race::{self, Race},
-    source::{identity, length},
+    source::{self, LARGEST_SOURCE, identity, length},
     workspace::Workspace,
 };
 use crossbeam_channel::Sender;
@@ -439,9 +439,14 @@ impl Study {
             proposer: proposer.clone(),
             description: description.clone(),
         });
-        write(&attempt.folder.join(self.name_of_source()), &text)?;
+        if text.len() <= LARGEST_SOURCE {
+            write(&attempt.folder.join(self.name_of_source()), &text)?;
+        }
         let mut usage = Usage::default();
         if let Origin::Proposed(turn) = origin {
+            let allows_unsafe = self.config.objective.allows_unsafe();
+            source::check(self.workspace.edited(), &text, allows_unsafe)
+                .map_err(|reason| Halt::Ended { outcome: Outcome::Refused, reason })?;
             if let Some(earlier) = self.tried.get(&identity(self.workspace.edited(), &text)) {
                 return Err(Halt::Ended {
                     outcome: Outcome::Refused,

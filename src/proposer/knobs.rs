@@ -1,8 +1,7 @@
 //! Knobs: a source's constants with a `// search:` annotation, found, read and rewritten.
 
-use crate::source::apart;
+use super::constants::{self, Constant, Value};
 use std::{collections::BTreeMap, ops::Range};
-use syn::{Expr, Item, ItemConst, Lit, UnOp, parse::ParseStream, parse::Parser};
 
 /// A constant that may be changed, and what it may become.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,16 +11,6 @@ pub(super) struct Knob {
     pub domain: Domain,
     /// Where the value stands in the source.
     bytes: Range<usize>,
-}
-
-/// A literal as it stands in a source, a minus sign included.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Value {
-    pub text: String,
-    number: Option<f64>,
-    is_integer: bool,
-    /// `usize` in `4usize`.
-    suffix: String,
 }
 
 /// What a knob may become. A position in it is a share of the way from low to high, or the index of
@@ -37,42 +26,43 @@ pub(super) enum Domain {
 pub(super) const EXAMPLES: &str = "`const MATRIX_LR: f64 = 0.02; // search: log 1e-3..1e-1`, \
      `// search: uniform 0..0.5` or `// search: choice 2 4 8`";
 
-/// The annotated constants of a source's top level, in order.
+/// The annotated constants of the top level of a source in the file `name`, in order.
 ///
 /// # Errors
-/// A source that is no Rust, or an annotation that cannot be understood, with its line.
-pub(super) fn find(source: &str) -> Result<Vec<Knob>, String> {
-    apart(|| annotated(source))
+/// A source that is no Rust though its name says so, or an annotation that cannot be understood, with its line.
+pub(super) fn find(name: &str, source: &str) -> Result<Vec<Knob>, String> {
+    let constants = match name.ends_with(".rs") {
+        true => constants::of_rust(source)?,
+        false => constants::of_lines(source),
+    };
+    constants.into_iter().filter_map(knob).collect()
 }
 
-fn annotated(source: &str) -> Result<Vec<Knob>, String> {
-    let mut knobs = Vec::new();
-    for constant in constants(source)? {
-        let Some(annotation) = annotation(source, &constant) else { continue };
-        let refuse = |problem: String| {
-            let (line, name) = (constant.ident.span().start().line, &constant.ident);
-            format!(
-                "line {line}: {name} has `{annotation}`: {problem}; it should be like {EXAMPLES}"
-            )
-        };
-        let (value, bytes) = literal(source, &constant)
-            .ok_or_else(|| refuse("only a constant that is one literal can be searched".into()))?;
-        let domain = domain(annotation, &value).map_err(refuse)?;
-        knobs.push(Knob { name: constant.ident.to_string(), value, domain, bytes });
-    }
-    Ok(knobs)
-}
-
-/// The literal constants of a source's top level, annotated or not, by name. None of a source that
-/// is no Rust.
-pub(super) fn values(source: &str) -> BTreeMap<String, Value> {
-    apart(|| {
-        let constants = constants(source).unwrap_or_default();
-        let named = constants.iter().filter_map(|constant| {
-            Some((constant.ident.to_string(), literal(source, constant)?.0))
-        });
-        named.collect()
+/// `None`: it is not to be searched.
+fn knob(constant: Constant) -> Option<Result<Knob, String>> {
+    let Constant { name, line, literal, comment } = constant;
+    let annotation = annotation(comment.as_deref()?)?;
+    let knob = literal
+        .ok_or_else(|| "only a constant that is one literal can be searched".to_owned())
+        .and_then(|(value, bytes)| Ok((domain(annotation, &value)?, value, bytes)));
+    Some(match knob {
+        Ok((domain, value, bytes)) => Ok(Knob { name, value, domain, bytes }),
+        Err(problem) => Err(format!(
+            "line {line}: {name} has `{annotation}`: {problem}; it should be like {EXAMPLES}"
+        )),
     })
+}
+
+/// The literal constants of a source's top level, annotated or not, by name, whatever the language. None of a
+/// source that cannot be read.
+pub(super) fn values(source: &str) -> BTreeMap<String, Value> {
+    // No line of Rust looks like another language's constant, nor the other way round.
+    let rust = constants::of_rust(source).unwrap_or_default();
+    let constants = if rust.is_empty() { constants::of_lines(source) } else { rust };
+    constants
+        .into_iter()
+        .filter_map(|constant| Some((constant.name, constant.literal?.0)))
+        .collect()
 }
 
 /// The source with new texts in place of some knobs' values. The knobs are its own, in order.
@@ -176,55 +166,13 @@ impl Knob {
     }
 }
 
-fn constants(source: &str) -> Result<Vec<ItemConst>, String> {
-    let file: syn::File = syn::parse_str(source).map_err(|error| {
-        format!("the source cannot be read: line {}: {error}", error.span().start().line)
-    })?;
-    let items = file.items.into_iter();
-    Ok(items
-        .filter_map(|item| if let Item::Const(constant) = item { Some(constant) } else { None })
-        .collect())
-}
-
-/// The `search: …` of the comment between a constant's end and its line's end.
-fn annotation<'a>(source: &'a str, constant: &ItemConst) -> Option<&'a str> {
-    let rest = &source[constant.semi_token.span.byte_range().end..];
-    let comment = rest.lines().next()?.trim().strip_prefix("//")?;
+/// The `search: …` of a comment.
+fn annotation(comment: &str) -> Option<&str> {
     // Not the end of "research:".
     let starts_a_word =
         |&(at, _): &(usize, &str)| !comment[..at].ends_with(|c: char| c.is_alphanumeric());
     let (at, _) = comment.match_indices("search:").find(starts_a_word)?;
-    Some(&comment[at..])
-}
-
-/// A constant's value and where it stands, if it is a literal.
-fn literal(source: &str, constant: &ItemConst) -> Option<(Value, Range<usize>)> {
-    let (lit, start) = match &*constant.expr {
-        Expr::Lit(literal) => (&literal.lit, literal.lit.span().byte_range().start),
-        Expr::Unary(unary) => match (&unary.op, &*unary.expr) {
-            (UnOp::Neg(minus), Expr::Lit(literal)) => (&literal.lit, minus.span.byte_range().start),
-            _ => return None,
-        },
-        _ => return None,
-    };
-    let bytes = start..lit.span().byte_range().end;
-    Some((value(lit, &source[bytes.clone()]), bytes))
-}
-
-fn value(lit: &Lit, text: &str) -> Value {
-    let (number, suffix) = match lit {
-        Lit::Int(lit) => (lit.base10_parse().ok(), lit.suffix()),
-        Lit::Float(lit) => (lit.base10_parse().ok(), lit.suffix()),
-        _ => (None, ""),
-    };
-    // The minus sign is either part of the literal or stands before it.
-    let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
-    Value {
-        text: text.to_owned(),
-        number: number.map(|number: f64| sign * number.abs()),
-        is_integer: matches!(lit, Lit::Int(_)),
-        suffix: suffix.to_owned(),
-    }
+    Some(comment[at..].trim_end())
 }
 
 fn domain(annotation: &str, value: &Value) -> Result<Domain, String> {
@@ -263,18 +211,10 @@ fn range(text: &str) -> Result<(f64, f64), String> {
 }
 
 fn choices(text: &str) -> Result<Vec<Value>, String> {
-    let parser = |input: ParseStream<'_>| {
-        let mut choices = Vec::new();
-        while !input.is_empty() {
-            let lit: Lit = input.parse()?;
-            choices.push(value(&lit, &text[lit.span().byte_range()]));
-        }
-        Ok(choices)
-    };
-    match parser.parse_str(text) {
-        Ok(choices) if choices.len() >= 2 => Ok(choices),
-        Ok(_) => Err("a choice needs two literals or more".into()),
-        Err(_) => Err(format!("{text:?} is no list of literals")),
+    match constants::list(text) {
+        Some(choices) if choices.len() >= 2 => Ok(choices),
+        Some(_) => Err("a choice needs two literals or more".into()),
+        None => Err(format!("{text:?} is no list of literals")),
     }
 }
 
@@ -295,12 +235,12 @@ fn main() {}
 ";
 
     fn knob(source: &str) -> Knob {
-        find(source).unwrap().remove(0)
+        find("train.rs", source).unwrap().remove(0)
     }
 
     #[test]
     fn annotated_constants_are_found_in_order() {
-        let knobs = find(SOURCE).unwrap();
+        let knobs = find("train.rs", SOURCE).unwrap();
         let found: Vec<_> = knobs.iter().map(|knob| (&*knob.name, &*knob.value.text)).collect();
         assert_eq!(
             found,
@@ -316,7 +256,7 @@ fn main() {}
 
     #[test]
     fn exactly_the_bytes_of_the_values_are_replaced() {
-        let knobs = find(SOURCE).unwrap();
+        let knobs = find("train.rs", SOURCE).unwrap();
         let changed = apply(SOURCE, [(&knobs[0], "0.034"), (&knobs[3], "-0.25")]);
         let expected = SOURCE.replace("= 0.02;", "= 0.034;").replace("= -0.5;", "= -0.25;");
         assert_eq!(changed, expected);
@@ -372,7 +312,7 @@ fn main() {}
 
     #[test]
     fn a_choice_beside_the_list_is_nowhere_and_numbers_are_compared_as_numbers() {
-        let knobs = find(SOURCE).unwrap();
+        let knobs = find("train.rs", SOURCE).unwrap();
         assert_eq!(knobs[4].position(&knobs[4].value), Some(1.0));
         assert_eq!(knobs[4].position(&knobs[1].value), None);
         assert_eq!(knobs[4].neighbourhood(0.2), (0.0, 3.0));
@@ -386,6 +326,22 @@ fn main() {}
             knob.grid().iter().map(|&p| knob.text_at(p)).collect::<Vec<_>>(),
             ["1", "2", "3"]
         );
+    }
+
+    #[test]
+    fn other_languages_have_knobs_too() {
+        let source = "LR = 0.1  # search: log 1e-3..1\nNAME = 'sgd'  # search: choice 'sgd' 'adam'\n\
+                      DEPTH = 4  # search: uniform 1..8\n";
+        let knobs = find("train.py", source).unwrap();
+        assert_eq!(knobs[0].text_at(0.0), "0.001");
+        assert_eq!(knobs[1].text_at(1.0), "'adam'");
+        let changed = apply(source, [(&knobs[0], "0.2"), (&knobs[1], "'adam'"), (&knobs[2], "5")]);
+        let expected =
+            source.replace("0.1", "0.2").replace("= 'sgd'", "= 'adam'").replace("= 4", "= 5");
+        assert_eq!(changed, expected);
+        assert_eq!(values(&changed)["LR"].number, Some(0.2));
+        let error = find("train.py", "\nLR = f(1)  # search: log 1e-3..1\n").unwrap_err();
+        assert!(error.starts_with("line 2: LR"), "{error}");
     }
 
     #[test]
@@ -405,10 +361,10 @@ fn main() {}
             ("A: usize = 2; // search: choice \"2", "no list of literals"),
             ("A: usize = 2 * B; // search: choice 2 4", "one literal"),
         ] {
-            let error = find(&format!("\n\nconst {annotated}\n")).unwrap_err();
+            let error = find("train.rs", &format!("\n\nconst {annotated}\n")).unwrap_err();
             assert!(error.starts_with("line 3: A"), "{error}");
             assert!(error.contains(complaint), "{error}");
         }
-        assert!(find("\nfn (").unwrap_err().contains("line 2"));
+        assert!(find("train.rs", "\nfn (").unwrap_err().contains("line 2"));
     }
 }

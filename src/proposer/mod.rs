@@ -4,6 +4,7 @@ mod agent;
 mod ahead;
 mod brief;
 mod chat;
+mod constants;
 mod history;
 mod knobs;
 mod outline;
@@ -140,6 +141,8 @@ impl Proposal {
 pub enum Fault {
     /// But for formatting and comments, it is what this trial tried.
     Repeats { trial: usize },
+    /// It was refused before it was built: it is too long, say.
+    Refused { reason: String },
     /// The compiler refused it. `diagnostics` is what a terminal would have shown.
     DoesNotCompile { diagnostics: String },
     /// It failed while it ran: how, and the last lines of `run.log`.

@@ -2,7 +2,8 @@
 
 use super::{
     Brief, Proposal, ProposeError, Proposer,
-    knobs::{self, Domain, Knob, Value},
+    constants::Value,
+    knobs::{self, Domain, Knob},
 };
 use crate::{Outcome, Trial, hash::sha256};
 use rand::{
@@ -80,7 +81,7 @@ impl Proposer for Tuner {
     }
 
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
-        let mut knobs = knobs::find(brief.source);
+        let mut knobs = knobs::find(brief.edited, brief.source);
         if knobs.as_ref().is_ok_and(Vec::is_empty) {
             knobs = Err(format!(
                 "no constant of the source says how it may be changed; add a comment, as in {}",
@@ -293,7 +294,10 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
         let mut night = Night::new(SOURCE, 1.0);
         for _ in 0..30 {
             let proposal = night.propose().unwrap();
-            let (before, after) = (knobs::find(SOURCE).unwrap(), knobs::find(&proposal.source));
+            let (before, after) = (
+                knobs::find("train.rs", SOURCE).unwrap(),
+                knobs::find("train.rs", &proposal.source),
+            );
             let pairs = before.into_iter().zip(after.unwrap());
             let changes: Vec<_> = pairs
                 .filter(|(old, new)| old.value != new.value)
@@ -421,7 +425,7 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
         }
 
         fn truth(&self, source: &str) -> f64 {
-            let numbers: Vec<f64> = knobs::find(source)
+            let numbers: Vec<f64> = knobs::find("train.rs", source)
                 .unwrap()
                 .iter()
                 .map(|knob| knob.value.text.parse().unwrap())
@@ -443,7 +447,7 @@ const PATTERN: &str = \"SSSL\"; // search: choice \"SSSL\" \"L\"
     /// Draws all knobs anew, each evenly over its whole domain.
     fn random_source(rng: &mut ChaCha8Rng) -> String {
         let source = World::source();
-        let knobs = knobs::find(&source).unwrap();
+        let knobs = knobs::find("train.rs", &source).unwrap();
         let texts: Vec<_> = knobs
             .iter()
             .map(|knob| match &knob.domain {

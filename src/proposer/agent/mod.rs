@@ -281,6 +281,11 @@ fn repair_task(brief: &Brief<'_>, proposal: &Proposal, fault: &Fault) -> String 
             "Your {edited} ({idea}) is the same program as trial {trial}, but for comments and \
              layout: HISTORY.md says what became of that. Try something else, or a bolder form of it.\n"
         ),
+        Fault::Refused { reason } => {
+            format!(
+                "Your {edited} ({idea}) was refused: {reason}. Mend it; the idea stays the same.\n"
+            )
+        }
         Fault::DoesNotCompile { diagnostics } => format!(
             "Your {edited} ({idea}) does not compile. Mend it; the idea stays the same. The \
              compiler says:\n\n{}",

@@ -131,6 +131,7 @@ pub(super) fn fault(brief: &Brief<'_>, fault: &Fault) -> String {
                 fenced("text", &tried)
             )
         }
+        Fault::Refused { reason } => format!("It was refused: {reason}.\n"),
         Fault::DoesNotCompile { diagnostics } => format!(
             "Your file does not compile. The compiler says:\n\n{}\nMend it, and keep to the idea.",
             fenced("text", &head(diagnostics, DIAGNOSTICS_BYTES))
