@@ -16,7 +16,7 @@ use crate::{
     stop::StopHandle,
     trainer_crate::TrainerCrate,
     worker::{self, protocol::Setup},
-    workspace::{self, Workspace},
+    workspace,
 };
 use crossbeam_channel::Sender;
 use std::{
@@ -341,7 +341,10 @@ impl StudyBuilder {
         };
         config.freeze(&dir)?;
         let ledger = Ledger::open(&dir)?;
-        let workspace = open_workspace(&dir, &subject.project, &ledger)?;
+        let (workspace, remarks) = workspace::resume(&dir, &subject.project, &ledger)?;
+        for remark in remarks {
+            tell(&self.observers, &Event::Noted { remark });
+        }
         let opened = Event::Opened {
             dir: dir.clone(),
             branch: workspace.branch().to_owned(),
@@ -523,20 +526,4 @@ pub fn cache_dir() -> Result<PathBuf> {
         Some(folder) => Ok(folder.into()),
         None => dirs::cache_dir().map(|cache| cache.join("overnight")).ok_or(Error::NoCacheFolder),
     }
-}
-
-/// The work tree, holding what the ledger says is the incumbent. A commit that no line of the
-/// ledger knows belongs to a trial that was killed before it was recorded.
-fn open_workspace(dir: &Path, project: &Project, ledger: &Ledger) -> Result<Workspace> {
-    let folder = dir.join("workspace");
-    let tag = dir.file_name().unwrap_or_default().to_string_lossy();
-    let commit = ledger.incumbent().and_then(|trial| trial.commit.clone());
-    if commit.is_none() && folder.exists() {
-        fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-    }
-    let workspace = Workspace::open(&folder, &tag, project)?;
-    if let Some(commit) = commit {
-        workspace.reset_to(&commit)?;
-    }
-    Ok(workspace)
 }

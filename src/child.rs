@@ -3,6 +3,7 @@
 use crate::{
     Error, Outcome, Result,
     conversation::{Conversation, Heard},
+    foreign::{self, Extent},
     laboratory::Halt,
     log::Log,
     plugin::Failure,
@@ -43,27 +44,6 @@ pub(crate) struct Worker {
 
 /// How often a scratch folder is measured.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-
-/// What all files below a folder take of the disk; links are not followed.
-fn bytes_in(folder: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            // What vanishes meanwhile takes nothing.
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            }
-            #[cfg(unix)]
-            let taken = 512 * std::os::unix::fs::MetadataExt::blocks(&metadata);
-            #[cfg(not(unix))]
-            let taken = metadata.len();
-            bytes += taken;
-        }
-    }
-    bytes
-}
 
 /// How often a worker is looked after.
 const TICK: Duration = Duration::from_millis(100);
@@ -312,11 +292,18 @@ impl Worker {
             return Ok(());
         }
         *looked = Instant::now();
-        if bytes_in(folder) <= self.scratch_bytes {
-            return Ok(());
-        }
-        let mib = self.scratch_bytes >> 20;
-        let reason = format!("the scratch folder held more than {mib} MiB, killed");
+        let without_name = foreign::without_name(self.group.child.id(), folder);
+        let reason = match foreign::extent(folder) {
+            Extent::Bytes(bytes) if bytes + without_name <= self.scratch_bytes => return Ok(()),
+            Extent::Bytes(_) => {
+                let mib = self.scratch_bytes >> 20;
+                format!("the scratch folder held more than {mib} MiB, killed")
+            }
+            Extent::Endless => {
+                "the scratch folder held more files, or deeper folders, than anybody looks at, killed"
+                    .to_owned()
+            }
+        };
         Err(ended(Outcome::OutOfSpace, reason))
     }
 

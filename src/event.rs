@@ -15,6 +15,8 @@ pub enum Event {
     Compiling { done: u64, total: u64 },
     /// Workers are less confined than they should be: the system has none of these.
     Unconfined { missing: Vec<String> },
+    /// Something that the human should know, such as what a crash had left in disorder.
+    Noted { remark: String },
     /// The study is open. `finished` trials stand in its ledger already, the baseline included.
     Opened { dir: PathBuf, branch: String, data: String, finished: usize },
     /// A proposer is asked for the next source.

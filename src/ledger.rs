@@ -15,7 +15,9 @@ pub struct Ledger {
     path: PathBuf,
     file: File,
     results: PathBuf,
-    trials: Arc<Vec<Trial>>,
+    trials: Vec<Trial>,
+    /// As proposers are told of them.
+    told: Arc<Vec<Trial>>,
     /// The number of the last trial that was kept.
     incumbent: Option<usize>,
     /// How much of the file is whole lines.
@@ -46,8 +48,8 @@ impl Ledger {
         directory.sync_all().map_err(Error::io("write", folder))?;
         let results = folder.join("results.tsv");
         let incumbent = trials.iter().rposition(Trial::is_kept);
-        let trials = Arc::new(trials);
-        let ledger = Self { path, file, results, trials, incumbent, length };
+        let told = Arc::new(trials.iter().map(Trial::for_proposers).collect());
+        let ledger = Self { path, file, results, trials, told, incumbent, length };
         ledger.rewrite_results()?;
         Ok(ledger)
     }
@@ -64,9 +66,9 @@ impl Ledger {
         &self.trials
     }
 
-    /// The same, as they are now, for whoever reads them while more are appended.
-    pub(crate) fn snapshot(&self) -> Arc<Vec<Trial>> {
-        Arc::clone(&self.trials)
+    /// The same, as proposers are told of them now, for whoever reads them while more are appended.
+    pub(crate) fn told(&self) -> Arc<Vec<Trial>> {
+        Arc::clone(&self.told)
     }
 
     /// The best trial kept so far.
@@ -98,7 +100,8 @@ impl Ledger {
             self.incumbent = Some(self.trials.len());
         }
         // Copied only where somebody still holds a snapshot: a proposer that thinks, for minutes.
-        Arc::make_mut(&mut self.trials).push(trial);
+        Arc::make_mut(&mut self.told).push(trial.for_proposers());
+        self.trials.push(trial);
         let open = OpenOptions::new().append(true).open(&self.results);
         open.and_then(|mut file| file.write_all(row.as_bytes()))
             .map_err(Error::io("append to", &self.results))

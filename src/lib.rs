@@ -16,6 +16,8 @@ mod environment;
 mod error;
 mod event;
 pub mod exam;
+mod foreign;
+mod git;
 mod hash;
 pub mod judge;
 mod laboratory;

@@ -98,9 +98,8 @@ impl Study {
             proposer: turn.name.clone(),
             reason: reason.lines().next().unwrap_or_default().to_owned(),
         });
-        // Its author may be thinking ahead, and works in the same folder.
+        // Its author may be thinking ahead.
         let roster = self.proposers.roster()?;
-        dossier.lay_folder()?;
         let observers = &self.observers;
         let mended =
             roster.repair(&dossier.brief(), turn, &fault, &|event| tell(observers, &event));

@@ -20,7 +20,6 @@ impl Study {
             outdated = Some(thought.turn);
         }
         let dossier = self.dossier(number)?;
-        dossier.lay_folder()?;
         let roster = self.proposers.roster()?;
         let observers = &self.observers;
         let tell = |event| tell(observers, &event);
@@ -58,7 +57,7 @@ impl Study {
             edited: self.workspace.edited().to_owned(),
             program: self.program.clone(),
             references: self.references.clone(),
-            history: self.ledger.snapshot(),
+            history: self.ledger.told(),
             running: None,
             noise: self.judge.noise(),
             study: self.dir.clone(),

@@ -1,7 +1,7 @@
 //! A recorded trial, measured again: to reproduce its figures, or to know more about it.
 
 use crate::{
-    Error, Event, Measurement, Outcome, Result, Study,
+    Error, Event, Measurement, Outcome, Result, Study, foreign,
     laboratory::{Attempt, Halt, Source},
 };
 use std::fs;
@@ -40,9 +40,7 @@ impl Study {
     /// study was stopped.
     pub(crate) fn measure_again(&mut self, text: &str, seed: u64) -> Result<Option<Rerun>> {
         let folder = self.dir.join("rerun");
-        if folder.exists() {
-            fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-        }
+        foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         self.workspace.write(text)?;
         let mut attempt = Attempt::new(self.ledger.trials().len(), seed, folder);

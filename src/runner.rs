@@ -5,6 +5,7 @@ use crate::{
     child::{Worker, ended},
     data::Loader,
     effort::Bounds,
+    foreign,
     hash::sha256_of_file,
     laboratory::Halt,
     stop::StopHandle,
@@ -355,6 +356,6 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = foreign::remove(&self.folder);
     }
 }

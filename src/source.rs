@@ -34,6 +34,27 @@ pub(crate) fn check(name: &str, source: &str, allows_unsafe: bool) -> Result<(),
     }
 }
 
+/// `text` with the line ends, the byte-order mark and the end of `other`: an editor's habits are no change.
+pub(crate) fn in_the_form_of(other: &str, text: &str) -> String {
+    const MARK: char = '\u{feff}';
+    let has_returns = |text: &str| text.contains("\r\n");
+    let mut text = text.trim_start_matches(MARK).to_owned();
+    if has_returns(&text) || has_returns(other) {
+        text = text.replace("\r\n", "\n");
+    }
+    if other.ends_with('\n') && !text.ends_with('\n') && !text.is_empty() {
+        text.push('\n');
+    } else if !other.ends_with('\n') {
+        text.truncate(text.trim_end_matches('\n').len());
+    }
+    // Where the lines of both kinds stand mixed, the incumbent's most frequent one.
+    let returns = other.matches("\r\n").count();
+    if 2 * returns > other.matches('\n').count() {
+        text = text.replace('\n', "\r\n");
+    }
+    if other.starts_with(MARK) { format!("{MARK}{text}") } else { text }
+}
+
 /// A name for what the source in the file `name` does. Formatting, comments and documentation have no
 /// part in Rust's; any other language goes by its characters.
 pub(crate) fn identity(name: &str, source: &str) -> String {
@@ -211,6 +232,17 @@ mod tests {
         assert!(check("train.rs", " \n", false).is_err());
         assert!(check("train.rs", SOURCE, false).is_ok());
         identity("train.rs", &long);
+    }
+
+    #[test]
+    fn an_editors_habits_are_no_change() {
+        for incumbent in ["a\nb\n", "a\r\nb\r\n", "\u{feff}a\nb\n", "a\nb", "\u{feff}a\r\nb"] {
+            for saved in ["a\nb\n", "a\r\nb\r\n", "\u{feff}a\nb\n", "a\nb", "\u{feff}a\r\nb"] {
+                assert_eq!(in_the_form_of(incumbent, saved), incumbent, "{saved:?}");
+            }
+        }
+        assert_eq!(in_the_form_of("a\n", ""), "");
+        assert_eq!(in_the_form_of("a\nb\n", "a\n\nb\n\n"), "a\n\nb\n\n");
     }
 
     #[test]

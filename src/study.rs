@@ -5,6 +5,7 @@ use crate::{
     Trial,
     builder::tell,
     config::Config,
+    foreign,
     hash::{number_of_parts, sha256},
     judge::{Candidate, Claim, Decision, Evidence, Judge},
     laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
@@ -13,7 +14,7 @@ use crate::{
     proposer::{Ahead, Proposal, Running, Turn, Usage},
     race::{self, Race},
     source::{self, LARGEST_SOURCE, identity, length},
-    workspace::Workspace,
+    workspace::{Workspace, message},
 };
 use crossbeam_channel::Sender;
 use std::{
@@ -156,7 +157,7 @@ impl Study {
         };
         let mut attempt = Attempt::new(number, self.config.seed, folder);
         let Some(mut origin) = self.originate(number)? else {
-            let _ = fs::remove_dir_all(&attempt.folder);
+            let _ = foreign::remove(&attempt.folder);
             return Ok(None);
         };
         match &mut origin {
@@ -341,13 +342,8 @@ impl Study {
                 let remark = "it starts from the same weights under every seed";
                 entry.proposal.remarks.push(remark.to_owned());
             }
-            let score = attempt.measurement.score().unwrap_or_default();
-            let message = format!(
-                "trial {number}: {}\n\n{}: {score:.6}\nproposer: {}",
-                entry.proposal.description,
-                attempt.measurement.name_of_score(),
-                entry.proposer,
-            );
+            let Proposal { description, .. } = &entry.proposal;
+            let message = message(number, description, &attempt.measurement, &entry.proposer);
             Some(self.workspace.commit(&message)?)
         } else {
             self.workspace.reset()?;
@@ -508,9 +504,7 @@ impl Study {
     /// A fresh folder for a trial. A trial that was cut off left its own behind.
     pub(crate) fn trial_folder(&self, number: usize) -> Result<PathBuf> {
         let folder = self.folder_of(number);
-        if folder.exists() {
-            fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-        }
+        foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         Ok(folder)
     }

@@ -190,6 +190,13 @@ impl Outcome {
 }
 
 impl Trial {
+    /// Without what whoever proposes must not aim at: the test split is for the morning.
+    pub(crate) fn for_proposers(&self) -> Self {
+        let mut trial = self.clone();
+        trial.measurement.test_bpb = None;
+        trial
+    }
+
     /// Whether this trial became the incumbent.
     pub fn is_kept(&self) -> bool {
         self.status == Status::Keep

@@ -1,6 +1,9 @@
 //! The study's git repository: one branch, one commit a kept trial.
 
-use crate::{Error, Result, cargo::missing, project::Project};
+use crate::{
+    Error, Ledger, Measurement, Result, Trial, cargo::missing, foreign, git, project::Project,
+    study::name_of_source,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -27,7 +30,7 @@ impl Workspace {
             return Ok(workspace);
         }
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        workspace.git(&["init", "--quiet"])?;
+        workspace.git(&["init", "--quiet", "--template="])?;
         workspace.git(&["symbolic-ref", "HEAD", &format!("refs/heads/{}", workspace.branch)])?;
         project.lay_out(folder)?;
         workspace.write(&project.source)?;
@@ -70,7 +73,8 @@ impl Workspace {
     /// What the source in place changes, as a unified diff.
     pub(crate) fn diff(&self) -> Result<String> {
         if self.has_commits() {
-            self.git(&["diff", "--no-color", "HEAD", "--", &self.edited])
+            let plain = ["diff", "--no-color", "--no-ext-diff", "--no-textconv", "--text"];
+            self.git(&[&plain[..], &["HEAD", "--", &self.edited]].concat())
         } else {
             Ok(String::new())
         }
@@ -105,12 +109,59 @@ impl Workspace {
         self.git(&["reset", "--quiet", "--hard"]).map(drop)
     }
 
-    /// Makes `commit` the branch's tip, whatever a killed process left.
-    pub(crate) fn reset_to(&self, commit: &str) -> Result<()> {
-        // Nobody but a killed git of this study's can hold it: the study is locked.
-        let _ = fs::remove_file(self.folder.join(".git/index.lock"));
+    /// Makes a kept trial's commit the branch's tip, whatever a killed process or a power cut left behind, and
+    /// says what that was.
+    ///
+    /// # Errors
+    /// The repository is damaged, or has no such commit.
+    pub(crate) fn reset_to(&self, trial: usize, commit: &str) -> Result<Vec<String>> {
+        let mut remarks = self.unlock();
         self.git(&["symbolic-ref", "HEAD", &format!("refs/heads/{}", self.branch)])?;
-        self.git(&["reset", "--quiet", "--hard", commit]).map(drop)
+        // A repository that was laid anew has other commits for the same trials.
+        let anew = place_of(trial);
+        let target = if self.git(&["cat-file", "-e", commit]).is_ok() { commit } else { &anew };
+        let reset = || self.git(&["reset", "--quiet", "--hard", target]);
+        if reset().is_err() {
+            // The index says nothing that the commit does not say.
+            let _ = fs::remove_file(self.folder.join(".git/index"));
+            reset()?;
+            remarks.push("git's index was torn, and was made anew".to_owned());
+        }
+        // What a power cut left empty is noticed here, and not in the middle of a night.
+        self.git(&["fsck", "--no-dangling", "--no-progress"])?;
+        Ok(remarks)
+    }
+
+    /// Removes the locks that a killed git left behind. Nobody else can hold one: the study is locked.
+    fn unlock(&self) -> Vec<String> {
+        let repository = self.folder.join(".git");
+        let files = foreign::marks(&repository).unwrap_or_default().into_keys();
+        let locks = files.filter(|file| file.extension().is_some_and(|end| end == "lock"));
+        let removed = locks.filter(|lock| fs::remove_file(repository.join(lock)).is_ok());
+        removed.map(|lock| format!("git was killed: its lock {} is gone", lock.display())).collect()
+    }
+
+    /// Begins again in `folder` with these kept trials and their sources, oldest first. What was there moves
+    /// to `aside`.
+    pub(crate) fn lay_anew(
+        folder: &Path,
+        tag: &str,
+        project: &Project,
+        kept: &[(&Trial, String)],
+        aside: &Path,
+    ) -> Result<Self> {
+        foreign::remove(aside).map_err(Error::io("remove", aside))?;
+        if folder.exists() {
+            fs::rename(folder, aside).map_err(Error::io("move", folder))?;
+        }
+        let workspace = Self::open(folder, tag, project)?;
+        for (trial, source) in kept {
+            workspace.write(source)?;
+            let Trial { trial, description, measurement, proposer, .. } = trial;
+            let commit = workspace.commit(&message(*trial, description, measurement, proposer))?;
+            workspace.git(&["update-ref", &place_of(*trial), &commit])?;
+        }
+        Ok(workspace)
     }
 
     fn head(&self) -> Result<String> {
@@ -134,29 +185,69 @@ impl Workspace {
     }
 
     fn run(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new("git");
-        // Nothing of the user's: no identity that may be missing, no hooks, no signing key that
-        // would ask for its password at 3 a.m., and not the repository that this one lies in.
-        for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"GIT_") {
-                command.env_remove(name);
-            }
-        }
-        command
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .args(["-c", "user.name=overnight", "-c", "user.email=overnight@localhost"])
-            .args(["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0"])
-            .args(["-c", "core.autocrlf=false"])
-            .arg("--git-dir")
-            .arg(self.folder.join(".git"))
-            .arg("--work-tree")
-            .arg(&self.folder)
-            .args(arguments)
-            .current_dir(&self.folder);
-        command.output().map_err(|error| missing("git", error))
+        let output = git::git(&self.folder).args(arguments).output();
+        output.map_err(|error| missing("git", error))
     }
+}
+
+/// The work tree, holding what the ledger says is the incumbent, and what had to be put in order for that. A
+/// commit that no line of the ledger knows belongs to a trial that was killed before it was recorded.
+pub(crate) fn resume(
+    dir: &Path,
+    project: &Project,
+    ledger: &Ledger,
+) -> Result<(Workspace, Vec<String>)> {
+    let folder = dir.join("workspace");
+    let tag = dir.file_name().unwrap_or_default().to_string_lossy();
+    let Some(incumbent) = ledger.incumbent() else {
+        foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
+        return Ok((Workspace::open(&folder, &tag, project)?, Vec::new()));
+    };
+    let commit = incumbent.commit.clone().unwrap_or_default();
+    let opened = Workspace::open(&folder, &tag, project);
+    let problem = match opened.and_then(|it| Ok((it.reset_to(incumbent.trial, &commit)?, it))) {
+        Ok((remarks, workspace)) => return Ok((workspace, remarks)),
+        Err(error @ Error::Program { .. }) => return Err(error),
+        Err(error) => error,
+    };
+    let name = name_of_source(&project.edited, "source");
+    let mut kept = Vec::new();
+    for trial in ledger.trials().iter().filter(|trial| trial.is_kept()) {
+        let path = dir.join("trials").join(format!("{:04}", trial.trial)).join(&name);
+        match fs::read_to_string(&path) {
+            Ok(source) => kept.push((trial, source)),
+            Err(error) if trial.trial == incumbent.trial => {
+                return Err(Error::io("read", path)(error));
+            }
+            // Old folders may be deleted to make room.
+            Err(_) => {}
+        }
+    }
+    let aside = dir.join("workspace.damaged");
+    let workspace = Workspace::lay_anew(&folder, &tag, project, &kept, &aside)?;
+    workspace.reset_to(incumbent.trial, &commit)?;
+    let remark = format!(
+        "the work tree was damaged, and was laid anew from trials/; the old one is in {}: {}",
+        aside.display(),
+        problem.to_string().lines().last().unwrap_or_default()
+    );
+    Ok((workspace, vec![remark]))
+}
+
+/// What the commit of a kept trial says.
+pub(crate) fn message(
+    trial: usize,
+    description: &str,
+    measurement: &Measurement,
+    proposer: &str,
+) -> String {
+    let (name, score) = (measurement.name_of_score(), measurement.score().unwrap_or_default());
+    format!("trial {trial}: {description}\n\n{name}: {score:.6}\nproposer: {proposer}")
+}
+
+/// Where a repository that was laid anew keeps a trial's commit.
+fn place_of(trial: usize) -> String {
+    format!("refs/overnight/{trial}")
 }
 
 /// Whether git is there at all: asked before anything long begins.

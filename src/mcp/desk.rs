@@ -84,7 +84,7 @@ impl Desk {
     /// A trial is over. Observers hear of it first where proposers are still thinking.
     fn finish(&mut self, trial: &Trial) {
         if self.finished(trial.trial).is_none() {
-            self.trials.push(trial.clone());
+            self.trials.push(trial.for_proposers());
         }
     }
 
@@ -215,7 +215,7 @@ impl Desk {
     pub(super) fn best(&self) -> Answer {
         self.when_told(|told| {
             let best = self.incumbent().ok_or("no trial has been kept")?;
-            let path = told.folder_of(best.trial).join("source.rs");
+            let path = told.folder_of(best.trial).join(&told.source);
             let text = format!("{} Its source is {}.", verdict(best), path.display());
             let mut facts = json!(best);
             facts["path"] = json!(path.to_string_lossy());
@@ -227,7 +227,8 @@ impl Desk {
     pub(super) fn source(&self, trial: Option<usize>) -> Answer {
         self.when_told(|told| {
             let incumbent = self.incumbent().map(|trial| trial.trial);
-            let path = told.folder_of(trial.or(incumbent).unwrap_or_default()).join("source.rs");
+            let number = trial.or(incumbent).unwrap_or_default();
+            let path = told.folder_of(number).join(&told.source);
             fs::read_to_string(&path).map(Reply::words).map_err(|problem| {
                 format!("cannot read {}: {problem}; history names the trials", path.display())
             })
@@ -273,8 +274,6 @@ impl Desk {
         }
         let mut facts = json!(trial);
         facts["state"] = json!("finished");
-        // Whoever proposes must not aim at it.
-        facts.as_object_mut().and_then(|facts| facts.remove("test_bpb"));
         Reply::new(text, &facts)
     }
 

@@ -21,6 +21,9 @@ use std::{
 };
 use submissions::Submissions;
 
+/// The most bytes of a message that are read. A source has one of 1 MiB at most.
+const LONGEST_LINE: usize = 16 << 20;
+
 /// How often the conversation looks whether it was asked to end.
 const LOOK_UP: Duration = Duration::from_millis(200);
 
@@ -109,16 +112,35 @@ fn send(output: &mut impl Write, reply: &serde_json::Value) -> std::io::Result<(
 }
 
 /// Reads on a thread of its own, which stays behind when the conversation ends before the input.
-fn lines(input: impl BufRead + Send + 'static) -> Receiver<Vec<u8>> {
+fn lines(mut input: impl BufRead + Send + 'static) -> Receiver<Vec<u8>> {
     let (sender, lines) = unbounded();
     thread::spawn(move || {
-        for line in input.split(b'\n').map_while(Result::ok) {
+        while let Some(line) = line(&mut input) {
             if sender.send(line).is_err() {
                 break;
             }
         }
     });
     lines
+}
+
+/// The next line without its end. Of one that is too long only the beginning, which is no message.
+fn line(input: &mut impl BufRead) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    loop {
+        let part = input.fill_buf().ok()?;
+        if part.is_empty() {
+            return (!line.is_empty()).then_some(line);
+        }
+        let end = part.iter().position(|&byte| byte == b'\n');
+        let taken = end.unwrap_or(part.len());
+        line.extend_from_slice(&part[..taken.min(LONGEST_LINE.saturating_sub(line.len()))]);
+        let taken = end.map_or(taken, |end| end + 1);
+        input.consume(taken);
+        if end.is_some() {
+            return Some(line);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::{
     StopHandle, Trial,
     proposer::{Brief, Proposal, ProposeError, Proposer},
+    source::in_the_form_of,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::{path::PathBuf, time::Duration};
@@ -33,6 +34,8 @@ pub(super) struct Told {
     pub trial: usize,
     /// The study's folder.
     pub study: PathBuf,
+    /// What a trial's source is called in its folder.
+    pub source: String,
     /// Every finished trial.
     pub trials: Vec<Trial>,
     /// The same as Markdown.
@@ -50,6 +53,7 @@ impl Told {
         Self {
             trial: brief.trial,
             study: brief.study.to_owned(),
+            source: brief.name_of_source("source"),
             trials: brief.history.to_vec(),
             history: brief.history_text(),
             rules,
@@ -100,7 +104,9 @@ impl Proposer for Submissions {
     }
 
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
-        self.wait(Told::new(brief), brief.stop)
+        let mut proposal = self.wait(Told::new(brief), brief.stop)?;
+        proposal.source = in_the_form_of(brief.source, &proposal.source);
+        Ok(proposal)
     }
 
     fn observe(&mut self, trial: &Trial, _source: &str) {

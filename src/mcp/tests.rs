@@ -108,6 +108,7 @@ fn made_up(folder: PathBuf) -> impl FnOnce(Submissions, Sender<Event>, StopHandl
         loop {
             let number = trials.len();
             let told = Told {
+                source: "source.rs".to_owned(),
                 trial: number,
                 study: folder.clone(),
                 trials: trials.clone(),
@@ -412,6 +413,17 @@ fn a_wait_ends_in_time_holds_up_nobody_and_can_be_cancelled() {
     client.say(&json!({"jsonrpc": "2.0", "method": method, "params": params}).to_string());
     client.assert_silence();
     client.leave().unwrap();
+}
+
+#[test]
+fn a_message_without_end_is_cut_and_the_next_one_is_heard() {
+    let long = vec![b'x'; super::LONGEST_LINE + 100_000];
+    let text = [&long[..], b"\n{}\nlast"].concat();
+    let mut input = BufReader::new(&text[..]);
+    assert_eq!(super::line(&mut input).unwrap().len(), super::LONGEST_LINE);
+    assert_eq!(super::line(&mut input).unwrap(), b"{}");
+    assert_eq!(super::line(&mut input).unwrap(), b"last");
+    assert_eq!(super::line(&mut input), None);
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Ahead {
         let thread = std::thread::spawn(move || {
             let tell = |event| tell(&observers, &event);
             let brief = dossier.brief();
-            let mut turn = dossier.lay_folder().and_then(|()| roster.propose(&brief, &tell));
+            let mut turn = roster.propose(&brief, &tell);
             if let (Ok(Some(turn)), Some(build)) = (&mut turn, builder) {
                 turn.built = build(&turn.proposal.source, &brief.folder_of(brief.trial));
             }
@@ -118,6 +118,7 @@ impl Ahead {
 
     /// Hears what became of a trial; `gain` is by how much it bettered the incumbent, if it did.
     pub(crate) fn observe(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
+        let trial = &trial.for_proposers();
         if self.work.is_none() {
             self.roster.observe(trial, source, gain);
         } else {

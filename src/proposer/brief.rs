@@ -1,7 +1,7 @@
 //! The brief: all that a proposer is told before it writes.
 
 use super::{Usage, history};
-use crate::{Error, Result, StopHandle, Trial};
+use crate::{StopHandle, Trial};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -14,6 +14,9 @@ use std::{
 pub struct Brief<'a> {
     /// The number of the trial to propose, from 1.
     pub trial: usize,
+    /// What the proposer that is asked is called in the ledger: its own trials have this for their
+    /// [`Trial::proposer`].
+    pub proposer: &'a str,
     /// Randomness for this proposal, derived from the study's seed and the trial's number.
     pub seed: u64,
     /// The best trial kept so far.
@@ -36,8 +39,9 @@ pub struct Brief<'a> {
     pub noise: Option<f64>,
     /// The study's folder. `trials/0007/` in it has a trial's `source.rs` and `change.diff`.
     pub study: &'a Path,
-    /// A folder to work in. It holds the incumbent's source under its name, laid anew for every
-    /// proposal and repair; [`lay_out`](Self::lay_out) adds the rest. Only [`Proposal::source`] counts.
+    /// A folder to work in. It holds the incumbent's source under its name, is laid anew for every
+    /// proposal and repair, and removed afterwards; [`lay_out`](Self::lay_out) adds the rest. Only
+    /// [`Proposal::source`] counts.
     ///
     /// [`Proposal::source`]: super::Proposal::source
     pub folder: &'a Path,
@@ -73,6 +77,7 @@ pub(crate) struct Dossier {
     pub running: Option<Running>,
     pub noise: Option<f64>,
     pub study: PathBuf,
+    /// Where folders to work in are laid.
     pub folder: PathBuf,
     pub stop: StopHandle,
 }
@@ -81,6 +86,7 @@ impl Dossier {
     pub(crate) fn brief(&self) -> Brief<'_> {
         Brief {
             trial: self.trial,
+            proposer: "",
             seed: self.seed,
             incumbent: &self.history[self.incumbent],
             source: &self.source,
@@ -94,17 +100,6 @@ impl Dossier {
             folder: &self.folder,
             stop: &self.stop,
         }
-    }
-
-    /// Empties the folder to work in, but for the incumbent's source.
-    pub(crate) fn lay_folder(&self) -> Result<()> {
-        if self.folder.exists() {
-            fs::remove_dir_all(&self.folder).map_err(Error::io("remove", &self.folder))?;
-        }
-        let path = self.folder.join(&self.edited);
-        let parent = path.parent().unwrap_or(&self.folder);
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        fs::write(&path, &self.source).map_err(Error::io("write", &path))
     }
 }
 
@@ -148,7 +143,7 @@ impl<'a> Brief<'a> {
     }
 
     /// A file name with the edited file's extension, as for copies of it.
-    pub(super) fn name_of_source(&self, stem: &str) -> String {
+    pub(crate) fn name_of_source(&self, stem: &str) -> String {
         crate::study::name_of_source(self.edited, stem)
     }
 
@@ -211,6 +206,7 @@ pub(super) mod tests {
         let incumbent = history.iter().rev().find(|trial| trial.is_kept());
         Brief {
             trial: history.len(),
+            proposer: "",
             seed: 0,
             incumbent: incumbent.unwrap_or(&history[0]),
             source: "fn main() {}\n",

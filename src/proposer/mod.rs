@@ -5,6 +5,7 @@ mod ahead;
 mod brief;
 mod chat;
 mod constants;
+mod folder;
 mod history;
 mod knobs;
 mod outline;

@@ -66,7 +66,7 @@ impl Proposer for Replay {
         // Trial numbers would miscount where another proposer had its turn before, in the same
         // study, or another directory.
         let new = brief.history.get(self.read..).unwrap_or_default();
-        for trial in new.iter().filter(|trial| trial.proposer == NAME) {
+        for trial in new.iter().filter(|trial| trial.proposer == brief.proposer) {
             let mut left = self.files[self.next..].iter();
             if let Some(skipped) = left.position(|file| file.sha256 == trial.source_sha256) {
                 self.next += skipped + 1;
@@ -127,7 +127,8 @@ mod tests {
     }
 
     fn next(replay: &mut Replay, history: &[Trial]) -> Result<Proposal, ProposeError> {
-        replay.propose(&brief(history, Path::new(""), &StopHandle::new()))
+        let stop = StopHandle::new();
+        replay.propose(&Brief { proposer: NAME, ..brief(history, Path::new(""), &stop) })
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! The proposers of one study: whose turn it is, who rests, who is out.
 
-use super::{Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Running, Usage};
+use super::{
+    Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Running, Usage, folder::Folder, text,
+};
 use crate::{Error, Event, Outcome, Result, Trial, laboratory::Built};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Gamma};
-use std::time::{Duration, Instant};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
 
 /// Chooses a proposer for each trial, by what each has gained a minute so far.
 ///
@@ -33,6 +39,8 @@ struct Member {
     failures_in_a_row: usize,
     refusals_in_a_row: usize,
     resting_until: Option<Instant>,
+    /// Why it failed where nobody was told.
+    untold: Option<String>,
     /// Why it is asked no more.
     out: Option<ProposeError>,
 }
@@ -60,6 +68,10 @@ const LONGEST_PAUSE: u32 = 32;
 
 /// A proposer that repeats itself this often in a row would go on for ever.
 const MOST_REFUSALS: usize = 20;
+
+/// Characters of a description that are kept; of a remark.
+const LONGEST_DESCRIPTION: usize = 1000;
+const LONGEST_REMARK: usize = 1000;
 
 /// The turn of one member.
 #[derive(Debug)]
@@ -102,6 +114,7 @@ impl Roster {
                 failures_in_a_row: 0,
                 refusals_in_a_row: 0,
                 resting_until: None,
+                untold: None,
                 out: None,
             });
         }
@@ -110,7 +123,7 @@ impl Roster {
 
     /// Whether somebody would rather be asked ahead.
     pub(crate) fn thinks(&self) -> bool {
-        self.members.iter().any(|member| member.out.is_none() && member.proposer.thinks())
+        self.members.iter().any(|member| member.out.is_none() && member.thinks())
     }
 
     /// The next proposal, from whoever's turn it is. `None`: nobody has anything left to try, or the
@@ -129,6 +142,11 @@ impl Roster {
         let mut rng = ChaCha8Rng::seed_from_u64(brief.seed);
         rng.set_stream(u64::from_be_bytes(*b"proposer"));
         while !brief.stop.is_stopped() {
+            for member in &mut self.members {
+                if let Some(reason) = member.untold.take() {
+                    member.fail(&reason, self.first_pause, tell);
+                }
+            }
             self.retire_the_costly(brief.running, tell);
             let Some(chosen) = self.choose(&mut rng) else {
                 match self.next_awake() {
@@ -140,7 +158,7 @@ impl Roster {
                     None => return self.nobody_left(),
                 }
             };
-            if brief.running.is_some() && !self.members[chosen].proposer.thinks() {
+            if brief.running.is_some() && !self.members[chosen].thinks() {
                 return Ok(None);
             }
             match self.ask(chosen, brief, tell) {
@@ -188,8 +206,9 @@ impl Roster {
         let member = &mut self.members[chosen];
         let begun = Instant::now();
         tell(Event::Proposing { trial: brief.trial, proposer: member.name.clone() });
-        let proposed = member.proposer.propose(brief);
-        member.unclaimed += member.proposer.take_usage();
+        let proposed = member.call(brief, |proposer, brief| proposer.propose(brief));
+        let usage = member.take_usage();
+        member.unclaimed += usage;
         match &proposed {
             Ok(_) => member.failures_in_a_row = 0,
             Err(ProposeError::Interrupted) => {}
@@ -201,7 +220,7 @@ impl Roster {
         Ok(Turn {
             member: chosen,
             name: member.name.clone(),
-            proposal: on_one_line(proposed?),
+            proposal: readable(proposed?),
             remarks: Vec::new(),
             built: None,
             usage: std::mem::take(&mut member.unclaimed),
@@ -219,12 +238,14 @@ impl Roster {
     ) -> bool {
         let member = &mut self.members[turn.member];
         let begun = Instant::now();
-        let repaired = member.proposer.repair(brief, &turn.proposal, fault);
+        let proposal = &turn.proposal;
+        let repaired =
+            member.call(brief, |proposer, brief| proposer.repair(brief, proposal, fault));
         turn.took += begun.elapsed();
-        turn.usage += member.proposer.take_usage();
+        turn.usage += member.take_usage();
         match repaired {
             Ok(Some(version)) => {
-                turn.proposal = on_one_line(version);
+                turn.proposal = readable(version);
                 return true;
             }
             Ok(None) | Err(ProposeError::Interrupted) => {}
@@ -240,7 +261,10 @@ impl Roster {
             if member.name == trial.proposer {
                 member.learn(trial, gain);
             }
-            member.proposer.observe(trial, source);
+            let observing = || member.proposer.observe(trial, source);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(observing)) {
+                member.untold = Some(panicked(panic.as_ref()));
+            }
         }
     }
 
@@ -311,6 +335,30 @@ impl Roster {
 }
 
 impl Member {
+    /// Has it do something in a folder of its own. One that panics is one that failed: others go on.
+    fn call<T>(
+        &mut self,
+        brief: &Brief<'_>,
+        act: impl FnOnce(&mut dyn Proposer, &Brief<'_>) -> Result<T, ProposeError>,
+    ) -> Result<T, ProposeError> {
+        let folder = Folder::lay(brief).map_err(|error| {
+            let above = brief.folder.display();
+            ProposeError::Failed(format!("there is no folder to work in below {above}: {error}"))
+        })?;
+        let brief = Brief { folder: folder.path(), proposer: &self.name, ..*brief };
+        let proposer = self.proposer.as_mut();
+        catch_unwind(AssertUnwindSafe(|| act(proposer, &brief)))
+            .unwrap_or_else(|panic| Err(ProposeError::Failed(panicked(panic.as_ref()))))
+    }
+
+    fn thinks(&self) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.proposer.thinks())).unwrap_or_default()
+    }
+
+    fn take_usage(&mut self) -> Usage {
+        catch_unwind(AssertUnwindSafe(|| self.proposer.take_usage())).unwrap_or_default()
+    }
+
     /// In the ledger, and what will stand there.
     fn used_up(&self, running: Option<&Running>) -> Usage {
         let mut used = self.used;
@@ -334,7 +382,7 @@ impl Member {
             if trial.outcome == Outcome::Refused { self.refusals_in_a_row + 1 } else { 0 };
         if self.refusals_in_a_row >= MOST_REFUSALS {
             self.out = Some(ProposeError::Unable(format!(
-                "its last {MOST_REFUSALS} proposals were sources that had been tried"
+                "its last {MOST_REFUSALS} proposals were refused, most likely as sources that had been tried"
             )));
         }
     }
@@ -380,11 +428,18 @@ impl Record {
     }
 }
 
-/// A description is a line, in the ledger as in a commit.
-fn on_one_line(mut proposal: Proposal) -> Proposal {
-    let words: Vec<_> = proposal.description.split_whitespace().collect();
-    proposal.description = words.join(" ");
+/// A description is a line that can be read, in the ledger as in a commit and on a terminal.
+fn readable(mut proposal: Proposal) -> Proposal {
+    proposal.description = text::line(&proposal.description, LONGEST_DESCRIPTION);
+    proposal.remarks =
+        proposal.remarks.iter().map(|remark| text::line(remark, LONGEST_REMARK)).collect();
     proposal
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    let words = panic.downcast_ref::<&str>().copied();
+    let words = words.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", text::line(words.unwrap_or("without a word"), 300))
 }
 
 fn wait_until(moment: Instant, brief: &Brief<'_>) {
@@ -398,7 +453,7 @@ fn wait_until(moment: Instant, brief: &Brief<'_>) {
 mod tests {
     use super::*;
     use crate::{Status, StopHandle, proposer::brief::tests::brief, report::made_up::trial};
-    use std::{cell::RefCell, path::Path};
+    use std::cell::RefCell;
 
     /// Answers what it is told to, and the last of that for ever.
     struct Scripted(&'static str, Vec<Result<Proposal, ProposeError>>);
@@ -428,6 +483,40 @@ mod tests {
         Err(ProposeError::Failed("no connection".to_owned()))
     }
 
+    /// Panics wherever it is asked anything.
+    struct Panicking;
+
+    impl Proposer for Panicking {
+        fn name(&self) -> &str {
+            "panicking"
+        }
+
+        fn propose(&mut self, _: &Brief<'_>) -> Result<Proposal, ProposeError> {
+            panic!("no {}", "idea")
+        }
+
+        fn repair(
+            &mut self,
+            _: &Brief<'_>,
+            _: &Proposal,
+            _: &Fault,
+        ) -> Result<Option<Proposal>, ProposeError> {
+            panic!()
+        }
+
+        fn observe(&mut self, _: &Trial, _: &str) {
+            panic!("seen enough")
+        }
+
+        fn take_usage(&mut self) -> Usage {
+            panic!()
+        }
+
+        fn thinks(&self) -> bool {
+            panic!()
+        }
+    }
+
     const PAUSE: Duration = Duration::from_millis(1);
 
     fn roster(proposers: Vec<Box<dyn Proposer>>) -> Roster {
@@ -438,8 +527,9 @@ mod tests {
     fn turn(roster: &mut Roster, number: usize) -> (Result<Option<Turn>>, Vec<Event>) {
         let history = [trial(0, Status::Keep, Some(1.0), "baseline")];
         let stop = StopHandle::new();
+        let folder = tempfile::tempdir().unwrap();
         let brief =
-            Brief { trial: number, seed: number as u64, ..brief(&history, Path::new(""), &stop) };
+            Brief { trial: number, seed: number as u64, ..brief(&history, folder.path(), &stop) };
         let events = RefCell::new(Vec::new());
         let turn = roster.propose(&brief, &|event| events.borrow_mut().push(event));
         (turn, events.into_inner())
@@ -549,7 +639,8 @@ mod tests {
             description: "an idea".to_owned(),
             usage: Usage::default(),
         };
-        let brief = Brief { running: Some(&running), ..brief(&history, Path::new(""), &stop) };
+        let folder = tempfile::tempdir().unwrap();
+        let brief = Brief { running: Some(&running), ..brief(&history, folder.path(), &stop) };
         let events = RefCell::new(Vec::new());
         let ahead = |roster: &mut Roster| {
             let turn = roster.propose(&brief, &|event| events.borrow_mut().push(event));
@@ -602,6 +693,33 @@ mod tests {
             roster.observe(&refused, "", None);
         }
         assert!(turn(&mut roster, 99).0.is_err());
+    }
+
+    #[test]
+    fn who_panics_has_failed_and_the_others_go_on() {
+        let mut roster = roster(vec![Box::new(Panicking), scripted("sound", [good()])]);
+        let mut reasons = Vec::new();
+        for number in 1..30 {
+            let (turn, events) = turn(&mut roster, number);
+            let mut turn = turn.unwrap().unwrap();
+            assert_eq!(turn.name, "sound");
+            reasons.extend(events.into_iter().filter_map(|event| match event {
+                Event::ProposerFailed { proposer, reason, .. } => Some((proposer, reason)),
+                _ => None,
+            }));
+            roster.observe(&trial(number, Status::Discard, Some(1.0), "an idea"), "", None);
+            turn.member = 0;
+            let folder = tempfile::tempdir().unwrap();
+            let (history, stop) = ([trial(0, Status::Keep, Some(1.0), "")], StopHandle::new());
+            let brief = brief(&history, folder.path(), &stop);
+            let fault = Fault::Repeats { trial: 0 };
+            assert!(!roster.repair(&brief, &mut turn, &fault, &|_| {}));
+        }
+        let expected = ["it panicked: no idea", "it panicked: seen enough"];
+        for expected in expected {
+            let expected = ("panicking".to_owned(), expected.to_owned());
+            assert!(reasons.contains(&expected), "{reasons:?}");
+        }
     }
 
     #[test]

@@ -1,4 +1,11 @@
-//! Foreign text on its way to a model: bounded, fenced, without control characters.
+//! Foreign text on its way to a model or a terminal: bounded, fenced, without characters that act.
+
+/// Characters that nobody sees and that change what is seen: control characters, and those that turn the
+/// direction of what follows (Unicode Standard Annex 9, table 3).
+pub(crate) fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
 
 /// The last `lines` lines of a text, of at most `bytes` bytes.
 pub(crate) fn tail(text: &str, lines: usize, bytes: usize) -> &str {
@@ -25,8 +32,7 @@ pub(crate) fn head(text: &str, bytes: usize) -> String {
 
 /// A Markdown code block that its contents cannot end: whatever a trainer prints, it stays data.
 pub(crate) fn fenced(language: &str, text: &str) -> String {
-    let text: String =
-        text.chars().filter(|&c| c == '\n' || c == '\t' || !c.is_control()).collect();
+    let text: String = text.chars().filter(|&c| c == '\n' || c == '\t' || !acts(c)).collect();
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or_default();
     let fence = "`".repeat(longest.max(2) + 1);
     format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
@@ -35,7 +41,7 @@ pub(crate) fn fenced(language: &str, text: &str) -> String {
 /// One line of at most `chars` characters.
 pub(crate) fn line(text: &str, chars: usize) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
-    let mut line: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
+    let mut line: String = words.join(" ").chars().filter(|&c| !acts(c)).collect();
     if let Some((cut, _)) = line.char_indices().nth(chars) {
         line.truncate(cut);
         line.push('…');
@@ -67,6 +73,7 @@ mod tests {
     fn a_line_is_one_line() {
         assert_eq!(line(" a\tb\nc ", 10), "a b c");
         assert_eq!(line("abcdef", 3), "abc…");
+        assert_eq!(line("a\u{202e}b\u{1b}[2J\u{2066}", 30), "ab[2J");
     }
 
     #[test]

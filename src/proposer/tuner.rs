@@ -89,7 +89,7 @@ impl Proposer for Tuner {
             ));
         }
         // Where somebody else writes sources too, the next one may be better to turn.
-        self.read(brief.history);
+        self.read(brief.history, brief.proposer);
         let hopeless = if self.has_company { ProposeError::Failed } else { ProposeError::Unable };
         let knobs = knobs.map_err(hopeless)?;
         let draft = Draft { source: brief.source, knobs: &knobs, tried: &self.tried };
@@ -133,10 +133,10 @@ impl Proposer for Tuner {
 
 impl Tuner {
     /// What the history has that was not there the last time.
-    fn read(&mut self, history: &[Trial]) {
+    fn read(&mut self, history: &[Trial], name: &str) {
         for trial in history.get(self.read..).unwrap_or_default() {
             self.tried.insert(trial.source_sha256.clone());
-            let is_own = trial.proposer == self.name();
+            let is_own = trial.proposer == name;
             self.has_company |= trial.trial > 0 && trial.repeats.is_none() && !is_own;
         }
         self.read = history.len();

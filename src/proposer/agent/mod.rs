@@ -9,7 +9,12 @@ use super::{
     Advice, Brief, Fault, Proposal, ProposeError, Proposer, Usage,
     text::{fenced, head, line, tail},
 };
-use crate::process::{Exit, Process};
+use crate::{
+    foreign::{self, Mark},
+    git,
+    process::{Exit, Process},
+    source::{LARGEST_SOURCE, in_the_form_of},
+};
 use report::Report;
 use std::{
     collections::BTreeMap,
@@ -22,8 +27,8 @@ use std::{
 /// Runs a coding agent, once a proposal, in a folder that holds exactly what it needs.
 ///
 /// The file on disk is the result. What the agent prints tells its cost and, where it left no file
-/// `DESCRIPTION`, what it tried. Whatever else it changed in the folder is put back, and a remark
-/// in the ledger says so.
+/// `DESCRIPTION`, what it tried. Whatever else it changed in the folder goes with the folder,
+/// and a remark in the ledger names it.
 pub struct Agent {
     spec: AgentSpec,
     limit: Duration,
@@ -75,8 +80,8 @@ impl Agent {
         fs::write(brief.folder.join(brief.edited), source).map_err(failed)?;
         let _ = fs::remove_file(brief.folder.join(DESCRIPTION));
         // A repository of its own: agents look upwards for one, and would find the user's.
-        let _ = Command::new("git").args(["init", "--quiet"]).current_dir(brief.folder).output();
-        let before = contents(brief.folder).map_err(failed)?;
+        let _ = git::git(brief.folder).args(["init", "--quiet", "--template="]).output();
+        let before = foreign::marks(brief.folder);
 
         let (exit, report) = self.call(brief, task)?;
         self.usage += report.usage;
@@ -93,10 +98,14 @@ impl Agent {
             (exit, _) => Some(format!("{exit}: {}", line(&words, 300))),
         };
 
-        let edited = fs::read(brief.folder.join(brief.edited)).unwrap_or_default();
-        let edited = String::from_utf8(edited).map_err(|_| {
-            ProposeError::Failed(format!("it left a {} that is no text", brief.edited))
-        })?;
+        let useless = |problem: &str| {
+            ProposeError::Failed(format!("it left a {} that is of no use: {problem}", brief.edited))
+        };
+        let edited = foreign::read(brief.folder, brief.edited, LARGEST_SOURCE as u64)
+            .map_err(|problem| useless(&problem))?;
+        let edited =
+            String::from_utf8(edited.unwrap_or_default()).map_err(|_| useless("it is no text"))?;
+        let edited = in_the_form_of(source, &edited);
         // An edited file counts, however its author ended; the compiler will say what it is worth.
         if edited.trim().is_empty() || edited == source {
             let reason = failure.unwrap_or_else(|| {
@@ -104,7 +113,9 @@ impl Agent {
             });
             return Err(ProposeError::Failed(reason));
         }
-        let written = fs::read_to_string(brief.folder.join(DESCRIPTION)).unwrap_or_default();
+        let written = foreign::read(brief.folder, DESCRIPTION, DESCRIPTION_BYTES);
+        let written = String::from_utf8(written.unwrap_or_default().unwrap_or_default());
+        let written = written.unwrap_or_default();
         let description = match line(&written, 200) {
             empty if empty.is_empty() => report.description(),
             written => Some(written),
@@ -114,8 +125,8 @@ impl Agent {
         if let Some(failure) = failure {
             proposal.remarks.push(format!("{} edited the file, but: {failure}", self.spec.name));
         }
-        let strays = put_back(brief, &before).map_err(failed)?;
-        proposal.remarks.extend(strays.iter().map(|stray| format!("put back: {stray}")));
+        let strays = strays(brief, before.as_ref());
+        proposal.remarks.extend(strays.iter().map(|stray| format!("ignored: {stray}")));
         Ok(proposal)
     }
 
@@ -156,6 +167,7 @@ impl Agent {
         let words: Vec<String> = self.spec.words.iter().map(fill).collect();
         let takes_prompt = self.spec.words.iter().any(|word| word.contains("{prompt"));
         let mut command = Command::new(&words[0]);
+        git::forget_repository(&mut command);
         command.args(&words[1..]).current_dir(brief.folder).env("PWD", brief.folder);
         command.envs(self.spec.environment.iter().copied());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -264,7 +276,7 @@ fn task(brief: &Brief<'_>) -> String {
 fn rules(brief: &Brief<'_>) -> String {
     let edited = brief.edited;
     format!(
-        "- Only {edited} counts. What else you change in this folder is put back.\n\
+        "- Only {edited} counts. What else you change in this folder is thrown away.\n\
          - Do not build, run or test anything: the loop does that when you have finished, and \
          brings back what the compiler says.\n\
          - reference/, where it exists, documents what the source may call.\n\
@@ -300,59 +312,43 @@ fn repair_task(brief: &Brief<'_>, proposal: &Proposal, fault: &Fault) -> String 
     }
 }
 
-/// Every file of a folder but hidden ones, by its relative path.
-fn contents(folder: &Path) -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
-    fn read(root: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) -> io::Result<()> {
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            // Agents keep their own things in hidden files and folders.
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            let path = entry.path();
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                read(root, &path, found)?;
-            } else if let Ok(relative) = path.strip_prefix(root) {
-                // A link may lead anywhere: its place is enough to see that it is new.
-                let contents = if kind.is_file() { fs::read(&path)? } else { Vec::new() };
-                found.insert(relative.to_owned(), contents);
-            }
-        }
-        Ok(())
-    }
-    let mut found = BTreeMap::new();
-    read(folder, folder, &mut found)?;
-    Ok(found)
-}
+/// The most that an agent's description may have.
+const DESCRIPTION_BYTES: u64 = 64 << 10;
 
-/// Undoes what was changed beside the edited file, and names it.
-fn put_back(brief: &Brief<'_>, before: &BTreeMap<PathBuf, Vec<u8>>) -> io::Result<Vec<String>> {
-    let after = contents(brief.folder)?;
+/// How many changes beside the edited file are named.
+const MOST_STRAYS: usize = 20;
+
+/// Names what was changed beside the edited file. It goes with its folder.
+fn strays(brief: &Brief<'_>, before: Option<&BTreeMap<PathBuf, Mark>>) -> Vec<String> {
+    let (Some(before), Some(after)) = (before, foreign::marks(brief.folder)) else {
+        return vec!["more files than anybody looks at".to_owned()];
+    };
     let is_ours = |path: &Path| path == Path::new(brief.edited) || path == Path::new(DESCRIPTION);
-    let mut strays = Vec::new();
-    for path in after.keys().filter(|path| !before.contains_key(*path) && !is_ours(path)) {
-        fs::remove_file(brief.folder.join(path))?;
-        strays.push(format!("{} (new)", path.display()));
+    let new = after.keys().filter(|path| !before.contains_key(*path) && !is_ours(path));
+    let mut strays: Vec<_> = new.map(|path| format!("{} (new)", path.display())).collect();
+    for (path, mark) in before.iter().filter(|(path, _)| !is_ours(path)) {
+        match after.get(path) {
+            Some(same) if same == mark => {}
+            Some(_) => strays.push(format!("{} (changed)", path.display())),
+            None => strays.push(format!("{} (removed)", path.display())),
+        }
     }
-    for (path, contents) in before.iter().filter(|(path, _)| !is_ours(path)) {
-        let verb = match after.get(path) {
-            Some(same) if same == contents => continue,
-            Some(_) => "changed",
-            None => "removed",
-        };
-        let place = brief.folder.join(path);
-        fs::create_dir_all(place.parent().unwrap_or(brief.folder))?;
-        fs::write(&place, contents)?;
-        strays.push(format!("{} ({verb})", path.display()));
+    if strays.len() > MOST_STRAYS {
+        let more = strays.len() - MOST_STRAYS;
+        strays.truncate(MOST_STRAYS);
+        strays.push(format!("{more} more"));
     }
-    Ok(strays)
+    strays
 }
 
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use crate::{Status, StopHandle, Trial, proposer::brief::tests::brief, report::made_up::trial};
+    use crate::{
+        Status, StopHandle, Trial,
+        proposer::{brief::tests::brief, folder::Folder},
+        report::made_up::trial,
+    };
 
     /// What a shell script makes of the folder.
     fn propose(
@@ -372,10 +368,10 @@ mod tests {
     ) -> T {
         let history: Vec<Trial> = vec![trial(0, Status::Keep, Some(1.5), "baseline")];
         let stop = StopHandle::new();
-        let folder = study.join("brief");
-        fs::create_dir_all(folder.join("src")).unwrap();
-        fs::write(folder.join("src/train.rs"), "fn main() {}\n").unwrap();
-        let brief = Brief { study, folder: &folder, ..brief(&history, study, &stop) };
+        let above = study.join("brief");
+        let brief = Brief { study, folder: &above, ..brief(&history, study, &stop) };
+        let folder = Folder::lay(&brief).unwrap();
+        let brief = Brief { folder: folder.path(), ..brief };
         let mut spec: AgentSpec = "sh".parse().unwrap();
         spec.words = vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()];
         let mut agent = Agent::new(spec).limit(limit);
@@ -394,7 +390,7 @@ mod tests {
         assert_eq!(proposal.source, "fn main() {}\n// more\n");
         assert_eq!(proposal.description, "a comment");
         assert!(proposal.remarks.is_empty(), "{:?}", proposal.remarks);
-        let task = fs::read_to_string(folder.path().join("task")).unwrap();
+        let task = fs::read_to_string(folder.path().join("brief/task")).unwrap();
         assert!(task.contains("Read program.md and HISTORY.md, then src/train.rs"), "{task}");
         let log = fs::read_to_string(folder.path().join("trials/0001/propose.out")).unwrap();
         assert!(log.contains("thinking"));
@@ -417,10 +413,64 @@ mod tests {
         let remarks = proposal.unwrap().remarks;
         let expected =
             ["here (new)", "src/lib.rs (new)", "HISTORY.md (removed)", "program.md (changed)"];
-        assert_eq!(remarks, expected.map(|stray| format!("put back: {stray}")));
-        let program = fs::read_to_string(folder.path().join("brief/program.md")).unwrap();
-        assert_eq!(program, "Lower it.");
-        assert!(Path::new("/etc/passwd").exists() && !folder.path().join("brief/here").exists());
+        assert_eq!(remarks, expected.map(|stray| format!("ignored: {stray}")));
+        // The next one finds what belongs there, and nothing else.
+        let look =
+            "cat program.md HISTORY.md > ../seen; ls -A . src >> ../seen; echo x > src/train.rs";
+        with_agent(look, LONG, folder.path(), |agent, brief| agent.propose(brief)).unwrap();
+        let seen = fs::read_to_string(folder.path().join("brief/seen")).unwrap();
+        assert!(seen.starts_with("Lower it.") && seen.contains("baseline"), "{seen}");
+        assert!(
+            !seen.contains("here") && !seen.contains("lib.rs") && !seen.contains(".cache"),
+            "{seen}"
+        );
+    }
+
+    #[test]
+    fn what_an_agent_left_in_the_place_of_a_file_leads_nowhere() {
+        let outside = tempfile::tempdir().unwrap();
+        let notes = outside.path().join("notes.md");
+        fs::write(&notes, "private notes").unwrap();
+        let link = |name: &str| format!("rm -f {name}; ln -s '{}' {name}; ", notes.display());
+        let edit = "echo x > src/train.rs; ".to_owned();
+        for (script, is_edit) in [
+            (edit.clone() + &link("program.md") + &link("HISTORY.md") + &link("DESCRIPTION"), true),
+            (edit.clone() + "mkfifo DESCRIPTION", true),
+            (edit.clone() + "truncate -s 10G core.dump DESCRIPTION", true),
+            (edit.clone() + "mkdir -p a/b && chmod 500 a/b a; mkdir deep; chmod 0 deep", true),
+            (link("src/train.rs"), false),
+            ("mv src else; ln -s else src; echo x > src/train.rs".to_owned(), false),
+            ("rm src/train.rs; mkfifo src/train.rs".to_owned(), false),
+            ("truncate -s 10G src/train.rs".to_owned(), false),
+            ("rm src/train.rs; mkdir src/train.rs".to_owned(), false),
+        ] {
+            let (proposal, folder) = propose(&script, LONG);
+            match proposal {
+                Ok(proposal) => assert!(is_edit && proposal.source == "x\n", "{script}"),
+                Err(error) => {
+                    assert!(
+                        !is_edit && error.to_string().contains("of no use"),
+                        "{script}: {error}"
+                    );
+                }
+            }
+            assert_eq!(fs::read_to_string(&notes).unwrap(), "private notes", "{script}");
+            // The folder is gone, whatever was in it.
+            let left = fs::read_dir(folder.path().join("brief")).unwrap().count();
+            assert_eq!(left, 0, "{script}");
+        }
+    }
+
+    #[test]
+    fn an_agent_is_in_a_repository_of_its_own_and_saves_as_it_likes() {
+        let (proposal, folder) = propose(
+            "git config --list > ../config; env | grep ^GIT_ > ../env; ls .git/hooks > ../hooks; \
+             sed -i 's/$/\\r/' src/train.rs; printf '// more\\r\\n// and more' >> src/train.rs",
+            LONG,
+        );
+        assert_eq!(proposal.unwrap().source, "fn main() {}\n// more\n// and more\n");
+        let read = |name| fs::read_to_string(folder.path().join("brief").join(name)).unwrap();
+        assert_eq!((read("env").as_str(), read("hooks").as_str()), ("", ""));
     }
 
     #[test]
@@ -474,7 +524,7 @@ mod tests {
             agent.repair(brief, &proposal, &fault)
         });
         assert_eq!(mended.unwrap().unwrap().source, "fixed\n");
-        let task = fs::read_to_string(folder.path().join("task")).unwrap();
+        let task = fs::read_to_string(folder.path().join("brief/task")).unwrap();
         assert!(task.contains("a shape does not fit"), "{task}");
         assert!(task.contains("````text\nstep 1\n```\nIgnore"), "{task}");
     }
@@ -491,6 +541,8 @@ mod tests {
             let source = agent.propose(brief).unwrap().source;
             assert_eq!(source, format!("src/train.rs|{}|{{x}}\n", brief.folder.display()));
         });
-        assert!(fs::read_to_string(folder.path().join("task")).unwrap().contains("DESCRIPTION"));
+        assert!(
+            fs::read_to_string(folder.path().join("brief/task")).unwrap().contains("DESCRIPTION")
+        );
     }
 }

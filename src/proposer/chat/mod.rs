@@ -17,7 +17,7 @@ use super::{
     Brief, Fault, Proposal, ProposeError, Proposer, Usage,
     text::{head, line},
 };
-use crate::Result;
+use crate::{Result, source::in_the_form_of};
 use http::Client;
 use transcript::Transcript;
 use wire::{Answer, End, Message, Role, Tokens};
@@ -139,7 +139,7 @@ impl Chat {
                     Ok(edited) => {
                         conversation.description =
                             edited.description.unwrap_or(conversation.description);
-                        conversation.source = edited.source;
+                        conversation.source = in_the_form_of(brief.source, &edited.source);
                         let proposal =
                             Proposal::new(&conversation.source, &conversation.description);
                         self.conversation = Some(conversation);
