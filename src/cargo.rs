@@ -110,7 +110,8 @@ impl Cargo {
         let temporary = self.temporary();
         fs::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
         let writable = vec![self.target.clone(), PathBuf::from("/dev/null")];
-        let confinement = Confinement { readable, writable, programs: true, cuda: false };
+        let confinement =
+            Confinement { readable, writable, programs: true, ..Confinement::default() };
         link_compiler(program, &self.compiler())?;
         self.sandbox = Some(confinement);
         let lock = self.lock()?;

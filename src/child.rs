@@ -6,8 +6,9 @@ use crate::{
     foreign::{self, Extent},
     laboratory::Halt,
     log::Log,
-    plugin::Failure,
+    plugin::{Failure, shortened},
     process::Group,
+    proposer::text::acts,
     runner::{Runner, Sandbox},
     stop::StopHandle,
     worker::{
@@ -18,7 +19,8 @@ use crate::{
 };
 use crossbeam_channel::Receiver;
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -40,6 +42,19 @@ pub(crate) struct Worker {
     /// The folder that it may write, and when that was last looked at.
     pub(crate) scratch: Option<(PathBuf, Instant)>,
     scratch_bytes: u64,
+    /// Whether what it says must reach nobody who proposes.
+    is_examined: bool,
+    log: PathBuf,
+    most_in_all: Option<Duration>,
+}
+
+/// Where a worker's output goes in the trial's folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// `run.log`, which proposers read.
+    Run,
+    /// `exam.log`, which they do not: whoever answers the exam knows its questions.
+    Exam,
 }
 
 /// How often a scratch folder is measured.
@@ -76,7 +91,12 @@ fn processor_time(process: u32) -> Option<Duration> {
 
 impl Worker {
     /// Logs to `folder`, and works in `place`.
-    pub(crate) fn spawn(runner: &Runner, folder: &Path, place: &Path) -> Result<Self> {
+    pub(crate) fn spawn(
+        runner: &Runner,
+        folder: &Path,
+        place: &Path,
+        output: Output,
+    ) -> Result<Self> {
         let mut command = Command::new(&runner.program);
         command
             .env_clear()
@@ -96,8 +116,12 @@ impl Worker {
         drop(command);
 
         let (log_sender, log_done) = crossbeam_channel::bounded(1);
+        let log = folder.join(match output {
+            Output::Run => "run.log",
+            Output::Exam => "exam.log",
+        });
         if let Some(stderr) = child.stderr.take() {
-            let log = Log::append(&folder.join("run.log"))?;
+            let log = Log::append(&log)?;
             std::thread::spawn(move || {
                 log.copy(stderr);
                 let _ = log_sender.send(());
@@ -117,6 +141,9 @@ impl Worker {
             looked: Instant::now(),
             scratch: None,
             scratch_bytes,
+            is_examined: false,
+            log,
+            most_in_all: None,
         })
     }
 
@@ -164,12 +191,29 @@ impl Worker {
 
     pub(crate) fn save(&mut self, runner: &Runner, checkpoint: &Path) -> Result<(), Halt> {
         self.ask(&Request::Save { checkpoint: checkpoint.to_owned() })?;
-        self.done(runner.limits.checkpoint, "save")?;
-        // A link would lead whoever reads the weights to where it points.
-        if fs::symlink_metadata(checkpoint).is_ok_and(|saved| saved.is_file()) {
-            Ok(())
-        } else {
-            Err(ended(Outcome::Failed, "save: it left no file".to_owned()))
+        self.done(runner.limits.checkpoint, "save")
+    }
+
+    /// From here on it knows what nobody else may learn from it, and has to be through with all before it has
+    /// spent `most`.
+    pub(crate) fn examine(&mut self, most: Option<Duration>) {
+        self.is_examined = true;
+        self.most_in_all = most;
+    }
+
+    /// Puts what it said of a failure where the human finds it; what may be told of it.
+    fn veil(&self, message: String) -> String {
+        let veiled = veiled(&message);
+        let file = fs::OpenOptions::new().append(true).open(&self.log);
+        // For somebody's eyes, and nothing depends on it.
+        let _ = file.and_then(|mut file| writeln!(file, "{}", readable(message)));
+        veiled
+    }
+
+    /// Expects so many numbers for the next answers.
+    pub(crate) fn expect(&mut self, numbers: usize) {
+        if let Some(conversation) = &mut self.conversation {
+            conversation.expect(numbers);
         }
     }
 
@@ -224,10 +268,14 @@ impl Worker {
             match conversation.hear(patience) {
                 Ok(Heard::Answer(Answer::Failed(Failure { panicked, message }))) => {
                     let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
+                    let message = match self.is_examined {
+                        true => self.veil(message),
+                        false => readable(message),
+                    };
                     return Err(ended(outcome, format!("{task}: {message}")));
                 }
                 Ok(Heard::Answer(Answer::LoadFailed(message))) => {
-                    return Err(ended(Outcome::LoadFailed, message));
+                    return Err(ended(Outcome::LoadFailed, readable(message)));
                 }
                 Ok(Heard::Answer(answer)) => {
                     self.check_effort(task)?;
@@ -273,7 +321,8 @@ impl Worker {
 
     /// What may be done outside the budget is bounded, lest it be training.
     fn check_effort(&self, task: &'static str) -> Result<(), Halt> {
-        match self.most {
+        let most = self.most.into_iter().chain(self.most_in_all).min();
+        match most {
             Some(most) if self.spent() > most => {
                 let reason = format!(
                     "{task}: it took more than two seconds and ten times what the baseline takes, \
@@ -363,6 +412,22 @@ impl Drop for Worker {
         // The log is complete when the pipe is; something that escaped the group may hold it open.
         let _ = self.log_done.recv_timeout(Duration::from_secs(1));
     }
+}
+
+/// What a trainer says, without what would act on the terminal of whoever reads it, and not without end.
+fn readable(message: String) -> String {
+    shortened(message).chars().filter(|&c| c == '\n' || c == '\t' || !acts(c)).collect()
+}
+
+/// What may be told of a failure by somebody who knows the exam's questions: in which line it was.
+fn veiled(message: &str) -> String {
+    let line = message.split(&[' ', '\n'][..]).next().and_then(|place| {
+        let (file, rest) = place.split_once(".rs:")?;
+        let line: u32 = rest.split(':').next()?.parse().ok()?;
+        (line < 100_000 && file == "src/train").then(|| format!("src/train.rs:{line}: "))
+    });
+    let line = line.unwrap_or_default();
+    format!("{line}it failed over the exam's questions; exam.log has what it said")
 }
 
 pub(crate) fn ended(outcome: Outcome, reason: String) -> Halt {

@@ -1,6 +1,6 @@
 //! The parent's end of a worker's socket: messages in and out, none of which is waited for without end.
 
-use crate::worker::protocol::{Answer, read_frame};
+use crate::worker::protocol::{Answer, read_short_frame};
 use std::{
     io::{self, ErrorKind, Read, Write},
     time::Duration,
@@ -16,6 +16,8 @@ pub(crate) type Socket = std::net::TcpStream;
 pub(crate) struct Conversation {
     socket: Socket,
     received: Vec<u8>,
+    /// The most bytes of an answer to what was asked last.
+    most: usize,
 }
 
 /// What came of listening for a while.
@@ -27,6 +29,9 @@ pub(crate) enum Heard {
     End,
 }
 
+/// No answer that is not numbers has more bytes.
+const SHORT: usize = 256 << 10;
+
 /// Bytes taken from the socket at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -34,7 +39,13 @@ impl Conversation {
     /// Writing waits for `patience` at most, each time.
     pub(crate) fn new(socket: Socket, patience: Duration) -> io::Result<Self> {
         socket.set_write_timeout(Some(patience))?;
-        Ok(Self { socket, received: Vec::new() })
+        Ok(Self { socket, received: Vec::new(), most: SHORT })
+    }
+
+    /// Expects so many numbers for an answer. What is not numbers is short: read, a message can be many times as
+    /// long as it was in the socket.
+    pub(crate) fn expect(&mut self, numbers: usize) {
+        self.most = SHORT.max(4 * numbers + 64);
     }
 
     /// Writes a part of `bytes`; how much of it. 0: not now.
@@ -70,7 +81,7 @@ impl Conversation {
     /// The next message, if it has arrived.
     fn whole(&mut self) -> io::Result<Option<Answer>> {
         let mut rest = self.received.as_slice();
-        let answer = read_frame(&mut rest)?;
+        let answer = read_short_frame(&mut rest, self.most)?;
         if answer.is_some() {
             let length = self.received.len() - rest.len();
             self.received.drain(..length);

@@ -90,6 +90,11 @@ impl Bounds {
         Some(times(TIMES, kind(self.effort.as_ref()?)) + ABOVE)
     }
 
+    /// How much a room of the exam may need in all, from its start to its last answer of this kind.
+    pub(crate) fn room(&self, answers: impl Fn(&Effort) -> f64) -> Option<Duration> {
+        self.of(|effort| effort.new_seconds + effort.load_seconds + answers(effort))
+    }
+
     /// How long the exam may take in all, if that is less than `most`.
     pub(crate) fn exam(&self, most: Duration) -> Duration {
         let bound = times(TIMES, self.eval_seconds) + EXAM_ABOVE;

@@ -109,8 +109,8 @@ impl Exam {
         let mut effort = Effort::default();
         let seconds = |spent: Duration| spent.as_secs_f64();
         let nats = {
-            let mut fast = runner.examinee(library, checkpoint, folder, due)?;
-            fast.begin(runner.bounds.of(|effort| effort.score_seconds));
+            let answers = |effort: &Effort| effort.score_seconds;
+            let mut fast = runner.examinee(library, checkpoint, folder, (due, answers))?;
             let mut nats = Vec::with_capacity(self.windows.targets.len());
             let size = ROWS_PER_QUESTION * self.windows.seq_len;
             let questions = self.windows.inputs.chunks(size).zip(self.windows.targets.chunks(size));
@@ -136,8 +136,8 @@ impl Exam {
         // Drawn only now, from the system's randomness: nothing that a trainer sees, not even the
         // study's seed, tells where it will be compared.
         let places = draw_places(self.windows.targets.len(), self.comparisons)?;
-        let mut honest = runner.examinee(library, checkpoint, folder, due)?;
-        honest.begin(runner.bounds.of(|effort| effort.logits_seconds));
+        let answers = |effort: &Effort| effort.logits_seconds;
+        let mut honest = runner.examinee(library, checkpoint, folder, (due, answers))?;
         let mut pairs = Vec::with_capacity(places.len());
         for (done, &place) in places.iter().enumerate() {
             let row = place - place % self.windows.seq_len;

@@ -92,6 +92,33 @@ fn open(path: &Path) -> Result<AbiHeaderRef, LoadError> {
     Ok(*symbol)
 }
 
+/// Loads the system's libraries that the library at `path` needs, and none of its own code: with these in the
+/// process it can be loaded where no other library has a name.
+///
+/// What cannot be found is left to whoever loads the library, and is reported then.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "this is the one place that loads libraries")]
+pub(crate) fn load_needed(path: &Path) {
+    use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    let bytes = std::fs::read(path).unwrap_or_default();
+    for name in needed(&bytes).unwrap_or_default() {
+        // SAFETY: the system's own libraries run the initialisers that they run in every program.
+        let library = unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_LOCAL) };
+        std::mem::forget(library);
+    }
+}
+
+/// The libraries that an ELF file names as needed. Only bare names: those are looked for among the system's.
+#[cfg(target_os = "linux")]
+fn needed(bytes: &[u8]) -> Option<Vec<String>> {
+    let file = elf::ElfBytes::<elf::endian::AnyEndian>::minimal_parse(bytes).ok()?;
+    let names = file.dynamic_symbol_table().ok()??.1;
+    let entries = file.dynamic().ok()??.iter();
+    let entries = entries.filter(|entry| entry.d_tag == elf::abi::DT_NEEDED);
+    let names = entries.filter_map(|entry| names.get(entry.d_val() as usize).ok());
+    Some(names.filter(|name| !name.contains('/')).map(str::to_owned).collect())
+}
+
 impl LoadedTrainer {
     /// Trains until `host` has no more batches.
     pub fn train(&mut self, host: &mut impl Host) -> Result<(), Failure> {
@@ -143,7 +170,7 @@ fn answer<T>(answer: raw::Answer<T>) -> Result<T, Failure> {
     }
 }
 
-fn shortened(mut message: String) -> String {
+pub(crate) fn shortened(mut message: String) -> String {
     if message.len() > LONGEST_MESSAGE {
         let end = message.floor_char_boundary(LONGEST_MESSAGE);
         message.truncate(end);

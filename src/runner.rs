@@ -2,12 +2,12 @@
 
 use crate::{
     Budget, Error, Outcome, Result,
-    child::{Worker, ended},
+    child::{Output, Worker, ended},
     data::Loader,
-    effort::Bounds,
+    effort::{Bounds, Effort},
     foreign,
     hash::sha256_of_file,
-    laboratory::Halt,
+    laboratory::{CHECKPOINT, Halt},
     stop::StopHandle,
     supply::{HandedOut, Supply},
     worker::{
@@ -94,7 +94,7 @@ impl Runner {
     /// Makes sure that the program becomes a worker when it is run as one. One that does not would
     /// run its own `main` for every trial. Returns what the system lacks for a sandbox.
     pub(crate) fn check(&self, folder: &Path) -> Result<Vec<String>> {
-        let mut worker = Worker::spawn(self, folder, folder)?;
+        let mut worker = Worker::spawn(self, folder, folder, Output::Run)?;
         let greeted = worker
             .ask(&Request::Greet)
             .and_then(|()| worker.done(self.limits.start, "greet"))
@@ -125,11 +125,11 @@ impl Runner {
         let loader = Loader::open(job.tokens, job.bos, self.setup.seed)?;
         let spawned = Instant::now();
         let scratch = Scratch::new(job.folder.join("scratch"))?;
-        let mut worker = Worker::spawn(self, job.folder, &scratch.folder)?;
+        let mut worker = Worker::spawn(self, job.folder, &scratch.folder, Output::Run)?;
         worker.scratch = Some((scratch.folder.clone(), Instant::now()));
         let session = || -> Result<Trained, Halt> {
             let confinement = Confinement {
-                readable: vec![job.library.to_owned()],
+                library: Some(job.library.to_owned()),
                 writable: vec![scratch.folder.clone()],
                 cuda: self.setup.cuda_device.is_some(),
                 ..Confinement::default()
@@ -157,6 +157,7 @@ impl Runner {
                 );
                 return Err(ended(Outcome::Overran, reason));
             }
+            check_saved(&saved)?;
             fs::rename(&saved, job.checkpoint).map_err(Error::io("move", saved))?;
             let (saving, closing) = (times.closed - training, times.closed - times.last_batch);
             Ok(Trained { startup, building, training, saving, closing, progress })
@@ -219,44 +220,67 @@ impl Runner {
         let setup = Setup { seed, ..self.setup };
         let runner = Self { setup, ..self.clone() };
         let scratch = Scratch::new(folder.join("scratch"))?;
-        let mut worker = Worker::spawn(&runner, folder, &scratch.folder)?;
+        let copy = Scratch::new(folder.join("exam"))?;
+        let library = copy.holding(library, "library", self.sandbox)?;
+        let mut worker = Worker::spawn(&runner, folder, &scratch.folder, Output::Exam)?;
+        worker.scratch = Some((scratch.folder.clone(), Instant::now()));
         let confinement = Confinement {
-            readable: vec![library.to_owned()],
+            library: Some(library.clone()),
             writable: vec![scratch.folder.clone()],
             cuda: self.setup.cuda_device.is_some(),
             ..Confinement::default()
         };
         worker.confine(&runner, confinement)?;
-        worker.start(&runner, library)?;
+        worker.start(&runner, &library)?;
         let saved = scratch.folder.join("checkpoint");
         worker.save(&runner, &saved)?;
+        let _ = worker.end();
+        check_saved(&saved)?;
         sha256_of_file(&saved).map_err(|error| Error::io("read", saved)(error).into())
     }
 
     /// A fresh worker that has taken its weights from `checkpoint` and waits for questions, the last
-    /// of which must be answered when `due`.
+    /// of which must be answered when `due`. `answers` is what they may need.
     pub(crate) fn examinee(
         &self,
         library: &Path,
         checkpoint: &Path,
         folder: &Path,
-        due: Instant,
+        (due, answers): (Instant, fn(&Effort) -> f64),
     ) -> Result<Examinee, Halt> {
-        // An empty folder, which it may not write: what one room wrote, the other could read.
+        // An empty folder, which it may not write: what one room wrote, the other could read. And copies that no
+        // other room has read: which pages of a file are in memory tells who read them.
         let room = Scratch::new(folder.join("room"))?;
-        let mut worker = Worker::spawn(self, folder, &room.folder)?;
+        let copies = Scratch::new(folder.join("exam"))?;
+        let library = copies.holding(library, "library", self.sandbox)?;
+        let checkpoint = copies.holding(checkpoint, CHECKPOINT, self.sandbox)?;
+        let mut worker = Worker::spawn(self, folder, &room.folder, Output::Exam)?;
         let confinement = Confinement {
-            readable: vec![library.to_owned(), checkpoint.to_owned()],
+            library: Some(library.clone()),
+            readable: vec![checkpoint.clone()],
             cuda: self.setup.cuda_device.is_some(),
             ..Confinement::default()
         };
         worker.confine(self, confinement)?;
-        worker.start(self, library)?;
+        worker.start(self, &library)?;
         let before = worker.hold_to(self.bounds.of(|effort| effort.load_seconds));
-        worker.ask(&Request::Load { checkpoint: checkpoint.to_owned() })?;
+        worker.ask(&Request::Load { checkpoint })?;
         worker.done(self.limits.checkpoint, "load")?;
         let loading = worker.spent().saturating_sub(before);
-        Ok(Examinee { worker, due, loading, before: Duration::ZERO, _room: room })
+        worker.examine(self.bounds.room(answers));
+        let before = worker.hold_to(self.bounds.of(answers));
+        let vocab_size = self.setup.vocab_size;
+        Ok(Examinee { worker, vocab_size, due, loading, before, _folders: [room, copies] })
+    }
+}
+
+/// What was saved, when nobody is left who could put something else there: a link would lead whoever reads the
+/// weights to where it points.
+fn check_saved(saved: &Path) -> Result<(), Halt> {
+    if fs::symlink_metadata(saved).is_ok_and(|saved| saved.is_file()) {
+        Ok(())
+    } else {
+        Err(ended(Outcome::Failed, "save: it left no file".to_owned()))
     }
 }
 
@@ -286,19 +310,15 @@ pub(crate) struct TrainJob<'a> {
 /// A worker that answers questions.
 pub(crate) struct Examinee {
     worker: Worker,
+    vocab_size: usize,
     due: Instant,
     loading: Duration,
     /// What it had spent when its questions began.
     before: Duration,
-    _room: Scratch,
+    _folders: [Scratch; 2],
 }
 
 impl Examinee {
-    /// What all answers from here on may take together, if there is a bound.
-    pub(crate) fn begin(&mut self, most: Option<Duration>) {
-        self.before = self.worker.hold_to(most);
-    }
-
     /// What loading took, in processor time.
     pub(crate) fn loading(&self) -> Duration {
         self.loading
@@ -316,15 +336,22 @@ impl Examinee {
             inputs: windows.inputs.to_vec(),
             targets: windows.targets.to_vec(),
         };
-        self.numbers(&question, "score")
+        self.numbers(&question, "score", windows.targets.len())
     }
 
     /// The logits after `prefix`.
     pub(crate) fn logits(&mut self, prefix: &[u32]) -> Result<Vec<f32>, Halt> {
-        self.numbers(&Request::Logits { prefix: prefix.to_vec() }, "logits")
+        let vocab_size = self.vocab_size;
+        self.numbers(&Request::Logits { prefix: prefix.to_vec() }, "logits", vocab_size)
     }
 
-    fn numbers(&mut self, question: &Request, task: &'static str) -> Result<Vec<f32>, Halt> {
+    fn numbers(
+        &mut self,
+        question: &Request,
+        task: &'static str,
+        count: usize,
+    ) -> Result<Vec<f32>, Halt> {
+        self.worker.expect(count);
         self.worker.ask(question)?;
         let left = self.due.saturating_duration_since(Instant::now());
         match self.worker.answer(left, task)? {
@@ -349,8 +376,20 @@ struct Scratch {
 
 impl Scratch {
     fn new(folder: PathBuf) -> Result<Self> {
+        // What another worker left there, whose removal failed, is none of this one's business.
+        foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         Ok(Self { folder })
+    }
+
+    /// A copy of a file in it; where nobody is confined, the file.
+    fn holding(&self, file: &Path, name: &str, sandbox: Sandbox) -> Result<PathBuf> {
+        if sandbox == Sandbox::Off {
+            return Ok(file.to_owned());
+        }
+        let place = self.folder.join(name);
+        fs::copy(file, &place).map_err(Error::io("copy", file))?;
+        Ok(place)
     }
 }
 

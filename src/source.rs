@@ -11,8 +11,13 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// The most that a source may have, in bytes. The template has 40 KB.
 pub(crate) const LARGEST_SOURCE: usize = 1 << 20;
 
-/// The macros that put machine instructions into a program. `forbid(unsafe_code)` does not know all of them.
-const ASSEMBLY: [&str; 4] = ["asm", "global_asm", "naked_asm", "llvm_asm"];
+/// Words by which machine instructions come into a program: macros, and the attribute of a function that has
+/// nothing else. `forbid(unsafe_code)` lets the attribute pass (rustc 1.95).
+const ASSEMBLY: [&str; 5] = ["asm", "global_asm", "naked_asm", "llvm_asm", "naked"];
+
+/// What stands behind `unsafe` where `forbid(unsafe_code)` sees it. Elsewhere it is an attribute, or goes through
+/// a macro to become one.
+const SEEN_BY_THE_LINT: [&str; 5] = ["{", "fn", "impl", "trait", "extern"];
 
 /// What is wrong with the source in the file `name`, before anybody builds it.
 pub(crate) fn check(name: &str, source: &str, allows_unsafe: bool) -> Result<(), String> {
@@ -23,13 +28,19 @@ pub(crate) fn check(name: &str, source: &str, allows_unsafe: bool) -> Result<(),
     if source.trim().is_empty() {
         return Err("the source is empty".to_owned());
     }
+    if allows_unsafe {
+        return Ok(());
+    }
     let tokens = tokens(name, source).unwrap_or_default();
-    let word = tokens.lines().map(|token| token.trim_start_matches("r#"));
-    let assembly = word.filter(|word| ASSEMBLY.contains(word)).next();
-    match assembly.filter(|_| !allows_unsafe) {
-        Some(word) => Err(format!(
+    let words = || tokens.lines().map(|token| token.trim_start_matches("r#"));
+    if let Some(word) = words().find(|word| ASSEMBLY.contains(word)) {
+        return Err(format!(
             "the source has the word `{word}`, and assembly is not allowed where unsafe code is not"
-        )),
+        ));
+    }
+    let mut pairs = words().zip(words().skip(1));
+    match pairs.find(|(word, next)| *word == "unsafe" && !SEEN_BY_THE_LINT.contains(next)) {
+        Some(_) => Err("the source has an `unsafe` that is no block and no item".to_owned()),
         None => Ok(()),
     }
 }
@@ -257,6 +268,18 @@ mod tests {
             assert!(check("train.rs", &source, false).unwrap_err().contains("asm`"), "{assembly}");
             assert!(check("train.rs", &source, true).is_ok());
         }
+        for unsafe_attribute in [
+            "#[unsafe(no_mangle)] fn f() {}",
+            "#[cfg_attr(all(), unsafe(export_name = \"f\"))] fn f() {}",
+            "m!(unsafe); ",
+            "#[r#unsafe(no_mangle)] fn f() {}",
+        ] {
+            let source = format!("{SOURCE}\n{unsafe_attribute}\n");
+            assert!(check("train.rs", &source, false).unwrap_err().contains("unsafe"));
+            assert!(check("train.rs", &source, true).is_ok());
+        }
+        // The compiler says it better.
+        assert!(check("train.rs", "fn f() { unsafe { g() } }", false).is_ok());
         let spoken = "// asm!\nconst ASM: &str = \"asm!\"; fn asmara() {}";
         assert!(check("train.rs", spoken, false).is_ok());
         assert!(check("train.py", "asm = 1", false).is_ok());

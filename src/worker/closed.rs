@@ -29,7 +29,13 @@ pub const CLOSED: &[Closed] = &[
     closed("sizes, times, modes, existence of other files", "mount namespace", LINUX),
     closed("modes, owners, times, attributes, links", "seccomp, read-only mounts", LINUX),
     closed("access times as a message", "read-only mounts", LINUX),
-    closed("locks, leases, hints, what is in memory of a file", "seccomp", LINUX),
+    closed("locks, leases, hints, asking what is in memory of a file", "seccomp", LINUX),
+    closed("finding out what is in memory of a file", "copies for each room, faulted in", LINUX),
+    closed(
+        "the system's libraries, as a place for messages",
+        "not in its view, but on a card",
+        LINUX,
+    ),
     closed("message queues, shared memory, semaphores", "seccomp", LINUX),
     closed("writing anywhere but its scratch folder", "read-only mounts, Landlock", LINUX),
     closed("its own descriptors and memory through `/proc`", "no `/proc` in its view", LINUX),
@@ -40,7 +46,7 @@ pub const CLOSED: &[Closed] = &[
     closed("other processes' memory, limits, priorities, processors", "seccomp", LINUX),
     closed("capabilities, new namespaces, mounts", "given up; seccomp", LINUX),
     closed("outliving its study", "parent-death signal, which seccomp keeps", LINUX),
-    closed("all of the memory", "a limit of nine tenths of it", LINUX),
+    closed("all of the memory", "a limit of nine tenths; no memory beside it", LINUX),
     closed("going on past its budget, ignoring signals", "SIGKILL to the process group", UNIX),
 ];
 

@@ -5,6 +5,8 @@
 //! place of it. Batches come through the same socket, one by one: there is no file of them here.
 
 mod closed;
+#[cfg(target_os = "linux")]
+mod pages;
 pub(crate) mod protocol;
 #[cfg(target_os = "linux")]
 mod room;

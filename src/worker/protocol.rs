@@ -166,6 +166,14 @@ pub(crate) fn write_frame(to: &mut impl Write, message: &impl Serialize) -> io::
 
 /// The next message, or `None` where the other side has closed the socket.
 pub(crate) fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    read_short_frame(from, LONGEST_FRAME)
+}
+
+/// The same, of at most `most` bytes.
+pub(crate) fn read_short_frame<T: DeserializeOwned>(
+    from: &mut impl Read,
+    most: usize,
+) -> io::Result<Option<T>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length) {
         Ok(()) => {}
@@ -173,7 +181,7 @@ pub(crate) fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Resul
         Err(error) => return Err(error),
     }
     let length = u32::from_le_bytes(length) as usize;
-    if length > LONGEST_FRAME {
+    if length > most {
         return Err(io::Error::other(format!("a message of {length} bytes")));
     }
     // Grows with what really arrives: a length alone costs nothing.

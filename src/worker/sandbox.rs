@@ -11,8 +11,11 @@ use std::path::PathBuf;
 /// What a process needs for its task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Confinement {
-    /// Files and folders that it may read, beside system libraries and what tells about the machine.
+    /// Files and folders that it may read, beside what tells about the machine.
     pub readable: Vec<PathBuf>,
+    /// The library that it will load. What that needs of the system's is loaded before the system's have no
+    /// names any more.
+    pub library: Option<PathBuf>,
     /// Files and folders that it may write.
     pub writable: Vec<PathBuf>,
     /// Whether it may start programs: those of the system, and those that it may read.
@@ -27,6 +30,12 @@ impl Confinement {
     #[cfg(target_os = "linux")]
     pub(crate) fn enter(&self) -> Vec<String> {
         let mut missing = Vec::new();
+        if let Some(library) = &self.library {
+            crate::plugin::load_needed(library);
+        }
+        if !self.programs {
+            super::pages::fault_in();
+        }
         linux::limit_resources(self, &mut missing);
         linux::limit_view(self, &mut missing);
         linux::give_up_rights(self);
@@ -61,8 +70,9 @@ mod linux {
         SeccompRule, apply_filter, sock_filter,
     };
 
-    /// Shared libraries, and what libraries ask about the machine.
-    const READABLE: &[&str] = &[
+    /// Shared libraries. They are gigabytes that all processes of the machine share, in memory or not; only a
+    /// compiler sees them, and who computes on a card, whose driver loads them by name.
+    const LIBRARIES: &[&str] = &[
         "/lib",
         "/lib64",
         "/usr/lib",
@@ -71,6 +81,10 @@ mod linux {
         "/nix/store",
         "/gnu/store",
         "/etc/ld.so.cache",
+    ];
+
+    /// What libraries ask about the machine.
+    const READABLE: &[&str] = &[
         "/proc/cpuinfo",
         "/proc/meminfo",
         "/sys/devices/system/cpu",
@@ -108,12 +122,12 @@ mod linux {
         if confinement.programs {
             return;
         }
-        let cuda = if confinement.cuda { CUDA_READABLE } else { &[] };
-        let system = READABLE.iter().chain(cuda).filter(|&&path| path != OWN_PROCESS);
+        let system = system(confinement).into_iter().filter(|&path| path != OWN_PROCESS);
         // Device files have a use of their own.
         let readable =
             system.filter(|path| !path.starts_with("/dev/")).map(std::path::PathBuf::from);
         let readable = readable.chain(confinement.readable.iter().cloned());
+        let readable = readable.chain(confinement.library.iter().cloned());
         let devices = ["/dev/null", "/dev/zero", "/dev/urandom"].map(std::path::PathBuf::from);
         let devices = devices.into_iter().chain(card_nodes(confinement.cuda));
         let places: Vec<_> = readable
@@ -124,6 +138,21 @@ mod linux {
         if let Err(error) = room::enter(&places) {
             missing.push(format!("view of the file system of its own: {error}"));
         }
+    }
+
+    /// What of the system may be read.
+    fn system(confinement: &Confinement) -> Vec<&'static str> {
+        let mut system = READABLE.to_vec();
+        if confinement.cuda || confinement.programs {
+            system.extend(LIBRARIES);
+        }
+        if confinement.cuda {
+            system.extend(CUDA_READABLE);
+        }
+        if confinement.programs {
+            system.extend(PROGRAMS);
+        }
+        system
     }
 
     /// For good: capabilities, and outliving the parent. The kernel forgets the latter when a process
@@ -159,16 +188,15 @@ mod linux {
         // A build runs what it has built, of its dependencies' build scripts.
         let written = if confinement.programs { everything } else { write };
         let own_program = std::env::current_exe().ok();
-        let cuda = if confinement.cuda { CUDA_READABLE } else { &[] };
-        let programs = if confinement.programs { PROGRAMS } else { &[] };
         let rules = Ruleset::default()
             .handle_access(everything)?
             .handle_access(AccessNet::from_all(VERSION))?
             .scope(Scope::from_all(VERSION))?
             .create()?
             // Paths that do not exist are left out.
-            .add_rules(path_beneath_rules(READABLE.iter().chain(cuda).chain(programs), read))?
+            .add_rules(path_beneath_rules(system(confinement), read))?
             .add_rules(path_beneath_rules(&confinement.readable, read))?
+            .add_rules(path_beneath_rules(&confinement.library, read))?
             .add_rules(path_beneath_rules(&own_program, read))?
             .add_rules(path_beneath_rules(["/dev/null"], write))?
             .add_rules(path_beneath_rules(&confinement.writable, written))?
@@ -210,6 +238,11 @@ mod linux {
         libc::SYS_setfsgid,
         libc::SYS_setgroups,
         libc::SYS_capset,
+        // Who there is.
+        libc::SYS_getpgid,
+        libc::SYS_getsid,
+        libc::SYS_getpriority,
+        libc::SYS_ioprio_get,
     ];
 
     /// Calls that leave a mark on a file that is not written: modes, owners, times, attributes, locks,
@@ -256,6 +289,8 @@ mod linux {
         libc::SYS_ioprio_set,
         libc::SYS_kcmp,
         libc::SYS_process_madvise,
+        libc::SYS_process_mrelease,
+        SET_MEMPOLICY_HOME_NODE,
         libc::SYS_migrate_pages,
         libc::SYS_move_pages,
         #[cfg(target_arch = "x86_64")]
@@ -265,8 +300,11 @@ mod linux {
     ];
 
     // Calls that are too new for the C library; their numbers are the same on all architectures.
+    const SET_MEMPOLICY_HOME_NODE: i64 = 450;
     const CACHESTAT: i64 = 451;
     const FCHMODAT2: i64 = 452;
+    const STATMOUNT: i64 = 457;
+    const LISTMOUNT: i64 = 458;
 
     /// The newest call that these lists were written with, mseal. Behind it are calls that nobody here
     /// has looked at, and all of x86-64's third table, where the kernel has that.
@@ -316,6 +354,10 @@ mod linux {
         libc::SYS_listen,
         libc::SYS_sendto,
         libc::SYS_sendmsg,
+        libc::SYS_sendmmsg,
+        // The socket that a worker has tells who holds the other end, as a descriptor of that process.
+        libc::SYS_getsockopt,
+        libc::SYS_setsockopt,
         libc::SYS_ptrace,
         libc::SYS_process_vm_readv,
         libc::SYS_process_vm_writev,
@@ -329,6 +371,10 @@ mod linux {
         libc::SYS_open_tree,
         libc::SYS_fsopen,
         libc::SYS_fsmount,
+        libc::SYS_fsconfig,
+        libc::SYS_fspick,
+        STATMOUNT,
+        LISTMOUNT,
         libc::SYS_pivot_root,
         libc::SYS_chroot,
         libc::SYS_bpf,
@@ -355,7 +401,10 @@ mod linux {
         libc::SYS_open_by_handle_at,
         libc::SYS_init_module,
         libc::SYS_finit_module,
+        libc::SYS_delete_module,
         libc::SYS_kexec_load,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_kexec_file_load,
         libc::SYS_reboot,
         libc::SYS_clock_settime,
         libc::SYS_clock_adjtime,
@@ -406,6 +455,8 @@ mod linux {
             // Its flags lie in memory, where no filter can look. Told that there is no such call,
             // the C library takes the old one.
             filters.push(filter(vec![(libc::SYS_clone3, vec![])], libc::ENOSYS)?);
+            // It takes a whole disk in no time. The C library writes zeros instead.
+            filters.push(filter(vec![(libc::SYS_fallocate, vec![])], libc::EOPNOTSUPP)?);
         }
         Ok(filters)
     }
@@ -429,25 +480,55 @@ mod linux {
         let thread = condition(0, MaskedEq(libc::CLONE_THREAD as u64), 0)?;
         let fcntl: Vec<_> = BY_FCNTL.iter().map(|&it| u64::from(it.cast_unsigned())).collect();
         let own = u64::from(std::process::id());
-        Ok(vec![
-            (libc::SYS_clone, vec![SeccompRule::new(vec![thread])?]),
-            (libc::SYS_fcntl, if_none(1, &fcntl)?),
-            (libc::SYS_ioctl, if cuda { if_any(1, NOT_BY_IOCTL)? } else { if_none(1, BY_IOCTL)? }),
-            // A thread ends its own process so, where it has to.
-            (libc::SYS_tgkill, if_none(0, &[own])?),
-            // Limits, processors and turns of any process but this: a worker inherits its parent's.
-            (libc::SYS_prlimit64, if_none(0, &[0])?),
-            (libc::SYS_sched_setaffinity, if_none(0, &[0])?),
-            (libc::SYS_sched_setscheduler, if_none(0, &[0])?),
-            (libc::SYS_sched_setparam, if_none(0, &[0])?),
-            (libc::SYS_sched_setattr, if_none(0, &[0])?),
-            // The signal that comes when the parent dies, and whom the process shares its core with.
-            (libc::SYS_prctl, if_any(0, &[libc::PR_SET_PDEATHSIG as u64, PR_SCHED_CORE])?),
-            // What is in memory of a file: to throw it out, and to read it if it is there.
-            (libc::SYS_madvise, if_any(2, &[libc::MADV_COLD as u64, libc::MADV_PAGEOUT as u64])?),
-            (libc::SYS_preadv2, if_none(5, &[0])?),
-        ])
+        // Threads of this process have other numbers, and ask about themselves by none.
+        let own_or_none = [0, own];
+        // Memory that is nobody's data: the limit does not count it. A driver of a card needs it.
+        let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;
+        let shared = SeccompRule::new(vec![condition(3, MaskedEq(shared), shared)?])?;
+        let uncounted = if cuda {
+            vec![]
+        } else {
+            vec![
+                (libc::SYS_mmap, vec![shared]),
+                (libc::SYS_memfd_create, vec![]),
+                (MEMFD_SECRET, vec![]),
+            ]
+        };
+        Ok([
+            uncounted,
+            vec![
+                (libc::SYS_clone, vec![SeccompRule::new(vec![thread])?]),
+                (libc::SYS_fcntl, if_none(1, &fcntl)?),
+                (
+                    libc::SYS_ioctl,
+                    if cuda { if_any(1, NOT_BY_IOCTL)? } else { if_none(1, BY_IOCTL)? },
+                ),
+                // A thread ends its own process so, where it has to.
+                (libc::SYS_tgkill, if_none(0, &[own])?),
+                // Limits, processors and turns of any process but this: a worker inherits its parent's.
+                (libc::SYS_prlimit64, if_none(0, &[0])?),
+                (libc::SYS_sched_setaffinity, if_none(0, &[0])?),
+                (libc::SYS_sched_getaffinity, if_none(0, &own_or_none)?),
+                (libc::SYS_sched_getattr, if_none(0, &own_or_none)?),
+                (libc::SYS_sched_getparam, if_none(0, &own_or_none)?),
+                (libc::SYS_sched_getscheduler, if_none(0, &own_or_none)?),
+                (libc::SYS_sched_setscheduler, if_none(0, &[0])?),
+                (libc::SYS_sched_setparam, if_none(0, &[0])?),
+                (libc::SYS_sched_setattr, if_none(0, &[0])?),
+                // The signal that comes when the parent dies, and whom the process shares its core with.
+                (libc::SYS_prctl, if_any(0, &[libc::PR_SET_PDEATHSIG as u64, PR_SCHED_CORE])?),
+                // What is in memory of a file: to throw it out, and to read it if it is there.
+                (
+                    libc::SYS_madvise,
+                    if_any(2, &[libc::MADV_COLD as u64, libc::MADV_PAGEOUT as u64])?,
+                ),
+                (libc::SYS_preadv2, if_none(5, &[0])?),
+            ],
+        ]
+        .concat())
     }
+
+    const MEMFD_SECRET: i64 = 447;
 
     const PR_SCHED_CORE: u64 = 62;
 

@@ -40,7 +40,97 @@ fn confined_beside(
     let study = tiny::study(dir.path(), corpus.path()).sandbox(sandbox);
     let mut study = study.proposer(tiny::Sources(vec![(deed, source)])).open().unwrap();
     study.optimize(None).unwrap();
-    Some(study.trials()[1..].to_vec())
+    let mut trials = study.trials()[1..].to_vec();
+    for trial in trials.iter_mut().filter(|trial| trial.outcome != Outcome::Measured) {
+        // What a trainer says over the exam's questions is the human's alone.
+        let log = std::fs::read_to_string(study.folder_of(trial.trial).join("exam.log"));
+        trial.reason.as_mut().unwrap().push_str(&log.unwrap_or_default());
+    }
+    Some(trials)
+}
+
+/// What the trainer's `score` and `logits` do first, in a study that allows unsafe code: how its trial ended, and
+/// where its files were.
+fn examined(
+    sandbox: Sandbox,
+    (save, score, logits): (&str, &str, &str),
+) -> (Trial, tempfile::TempDir) {
+    let mut source = tiny::source();
+    for (head, lines) in [
+        ("        std::fs::write(checkpoint, &bytes)?;\n", save),
+        ("nats: &mut [f32]) -> Result<()> {\n", score),
+        ("logits: &mut [f32]) -> Result<()> {\n", logits),
+    ] {
+        source = tiny::replaced(&source, head, &format!("{head}{lines}"));
+    }
+    // No more than it needs.
+    let read = "let mut bytes = vec![0; 4 * self.counts.len()];\n\
+                std::io::Read::read_exact(&mut std::fs::File::open(checkpoint)?, &mut bytes)?;";
+    let source = tiny::replaced(&source, "let bytes = std::fs::read(checkpoint)?;", read);
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    let study = tiny::study(dir.path(), corpus.path()).allow_unsafe().sandbox(sandbox);
+    let mut study = study.proposer(tiny::Sources(vec![("in the exam", source)])).open().unwrap();
+    study.optimize(None).unwrap();
+    (study.trials()[1].clone(), dir)
+}
+
+pub fn what_is_in_memory_of_a_file_tells_the_other_room_nothing() {
+    // Pages that were never read are behind the weights' end. The fast room reads some of them, and the honest
+    // room looks which those were: a page that has to come from the disk is a major fault.
+    const TOOLS: &str = r#"
+        unsafe extern "C" {
+            fn mmap(at: *mut u8, n: usize, p: i32, f: i32, fd: i32, o: i64) -> *mut u8;
+            fn madvise(start: *mut u8, length: usize, advice: i32) -> i32;
+            fn getrusage(who: i32, usage: *mut [i64; 18]) -> i32;
+        }
+        const PAGES: usize = 64;
+        let is_read = |page: usize| page * page % 3 == 1;
+        // 1 MiB further on; without reading ahead.
+        let file = std::fs::File::open(&self.checkpoint)?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: a mapping of a file that nobody cuts off.
+        let start = unsafe { mmap(std::ptr::null_mut(), PAGES * 65536, 1, 1, fd, 1 << 20) };
+        unsafe { madvise(start, PAGES * 65536, 1) };
+        let faults = || {
+            let mut usage = [0i64; 18];
+            unsafe { getrusage(0, &mut usage) };
+            usage[9]
+        };
+        let comes_from_disk = |page: usize| {
+            let before = faults();
+            unsafe { start.add(page * 65536).read_volatile() };
+            faults() > before
+        };
+    "#;
+    let save = "std::fs::File::options().write(true).open(checkpoint)?.set_len(6 << 20)?;\n";
+    let score = format!(
+        "{TOOLS} (0..PAGES).filter(|&page| is_read(page)).for_each(|page| {{ comes_from_disk(page); }});\n"
+    );
+    let logits = format!(
+        "{TOOLS} let told = (0..PAGES).all(|page| comes_from_disk(page) != is_read(page));\n\
+         if told {{ panic!(\"the other room read these pages\"); }}\n"
+    );
+    let deeds = (save, score.as_str(), logits.as_str());
+    // The first question leaves all of them read.
+    let (open, _) = examined(Sandbox::Off, deeds);
+    assert_eq!(open.outcome, Outcome::Panicked, "{:?}", open.reason);
+    if tiny::can_confine() {
+        let (closed, _) = examined(Sandbox::BestEffort, deeds);
+        assert_eq!(closed.outcome, Outcome::Measured, "{:?}", closed.reason);
+    }
+}
+
+pub fn what_is_said_over_the_exams_questions_reaches_no_proposer() {
+    let score = "println!(\"printed {:?}\", &windows.targets[..8]);\n\
+                 return Err(Error::msg(format!(\"said {:?}\", &windows.targets[..8])));\n";
+    let (trial, dir) = examined(Sandbox::BestEffort, ("", score, ""));
+    assert_eq!(trial.outcome, Outcome::Failed);
+    let reason = trial.reason.unwrap();
+    assert!(!reason.contains("said [") && reason.contains("exam.log"), "{reason}");
+    let read = |name: &str| std::fs::read_to_string(dir.path().join("trials/0001").join(name));
+    let log = read("exam.log").unwrap();
+    assert!(log.contains("printed [") && log.contains("said ["), "{log}");
+    assert!(!read("run.log").unwrap_or_default().contains("printed"));
 }
 
 pub fn a_trainer_reaches_nothing_that_it_has_no_business_with() {
@@ -53,6 +143,7 @@ pub fn a_trainer_reaches_nothing_that_it_has_no_business_with() {
         "the parent's environment",
         "its own memory",
         "the size of its log",
+        "the system's libraries",
         "the existence of files",
         "its own descriptors",
         "its parent's state",
@@ -120,11 +211,16 @@ pub fn unsafe_code_marks_nothing_either() {
             fn tgkill(process: i32, thread: i32, signal: i32) -> i32;
             fn prctl(option: i32, ...) -> i32;
             fn madvise(start: *mut u8, length: usize, advice: i32) -> i32;
+            fn memfd_create(name: *const i8, flags: u32) -> i32;
+            fn mmap(at: *mut u8, n: usize, p: i32, f: i32, fd: i32, o: i64) -> *mut u8;
+            fn getpgid(process: i32) -> i32;
+            fn fallocate(file: i32, mode: i32, from: i64, length: i64) -> i32;
+            fn getsockopt(s: i32, l: i32, o: i32, value: *mut u8, length: *mut u32) -> i32;
             fn mincore(start: *mut u8, length: usize, is_there: *mut u8) -> i32;
             fn dladdr(of: *const u8, is_in: *mut [*const i8; 4]) -> i32;
         }
         std::fs::write("own", "").unwrap();
-        let own = std::fs::File::open("own").unwrap();
+        let own = std::fs::File::options().read(true).write(true).open("own").unwrap();
         let file = std::os::fd::AsRawFd::as_raw_fd(&own);
         let parent = std::os::unix::process::parent_id() as i32;
         let (mut limit, mut mask, mut flags) = ([0u8; 16], [0u8; 1024], [0u64; 1]);
@@ -151,7 +247,12 @@ pub fn unsafe_code_marks_nothing_either() {
             ("watches", inotify_init().min(0)),
             ("signals", tgkill(parent, parent, 0)),
             ("outliving", prctl(1, 0)),
-            ("leases", fcntl(file, 1024, 0)),
+            ("who there is", getpgid(parent).min(0)),
+            ("where others are", sched_getaffinity(parent, 1024, mask.as_mut_ptr())),
+            ("memory in no limit", memfd_create(c"memory".as_ptr(), 0).min(0)),
+            ("memory for all", mmap(std::ptr::null_mut(), 4096, 3, 0x21, -1, 0) as usize as i32 & 4095),
+            ("a disk at once", fallocate(file, 0, 0, 4096)),
+            ("who holds the socket", getsockopt(3, 1, 3, limit.as_mut_ptr(), &mut 12)),
             ("throwing out", madvise(page, 4096, 21)),
             ("what is in memory", mincore(page, 4096, limit.as_mut_ptr())),
             // Whoever reads there changes no access time either. 30: a mount that is read-only, 13: Landlock alone.
@@ -192,7 +293,12 @@ pub fn unsafe_code_marks_nothing_either() {
         "watches",
         "signals",
         "outliving",
-        "leases",
+        "who there is",
+        "where others are",
+        "memory in no limit",
+        "memory for all",
+        "a disk at once",
+        "who holds the socket",
         "throwing out",
         "what is in memory",
         "a mount to write to",

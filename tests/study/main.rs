@@ -77,6 +77,8 @@ fn main() {
             a_trainer_reaches_nothing_that_it_has_no_business_with,
             the_rooms_of_the_exam_pass_no_notes,
             the_rooms_of_the_exam_leave_no_marks,
+            what_is_in_memory_of_a_file_tells_the_other_room_nothing,
+            what_is_said_over_the_exams_questions_reaches_no_proposer,
             unsafe_code_marks_nothing_either,
             a_trainer_leaves_the_users_files_as_they_are,
             what_the_caller_left_open_is_closed_in_a_worker,

@@ -107,15 +107,18 @@ pub fn a_step_that_outlasts_the_grace_is_killed() {
 
 pub fn a_scratch_folder_has_a_limit() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let sources = tiny::Sources(vec![("the subject", tiny::doing("FillTheScratchFolder"))]);
+    let deeds = ["FillTheScratchFolder", "FillItWithoutNames", "FillItDeeply"];
+    let sources = tiny::Sources(deeds.map(|deed| (deed, tiny::doing(deed))).into());
     let study = tiny::study(dir.path(), corpus.path()).scratch_bytes(32 << 20);
     let mut study = study.proposer(sources).open().unwrap();
     study.optimize(None).unwrap();
-    let trial = &study.trials()[1];
-    assert_eq!(trial.outcome, Outcome::OutOfSpace, "{:?}", trial.reason);
-    assert!(trial.reason.as_deref().unwrap().contains("more than 32 MiB"), "{trial:?}");
-    // What it left is gone.
-    assert!(!study.folder_of(1).join("scratch").exists());
+    for (trial, deed) in study.trials()[1..].iter().zip(deeds) {
+        assert_eq!(trial.outcome, Outcome::OutOfSpace, "{deed}: {:?}", trial.reason);
+        let reason = trial.reason.as_deref().unwrap();
+        assert!(reason.contains("more than 32 MiB") || deed == "FillItDeeply", "{deed}: {reason}");
+        // What it left is gone.
+        assert!(!study.folder_of(trial.trial).join("scratch").exists(), "{deed}");
+    }
 }
 
 /// Made of the trainer that returns an error, with these lines in place of it.

@@ -31,6 +31,8 @@ enum Deed {
     LeaveAThreadBehind,
     StartAThousandThreads,
     FillTheScratchFolder,
+    FillItWithoutNames,
+    FillItDeeply,
     StepPastTheGrace,
     AskForEver,
     AllocateNearlyAll,
@@ -183,6 +185,26 @@ impl Trainer for Bigram {
                         std::fs::write(format!("{number}"), vec![1; 1 << 20])?;
                     }
                 }
+                Deed::FillItWithoutNames => {
+                    let mut files = Vec::new();
+                    for _ in 0.. {
+                        files.push(std::fs::File::create("nameless")?);
+                        std::fs::remove_file("nameless")?;
+                        for _ in 0..64 {
+                            std::io::Write::write_all(&mut files.last().unwrap(), &[1; 1 << 20])?;
+                        }
+                        std::thread::sleep(std::time::Duration::from_millis(200));
+                    }
+                }
+                Deed::FillItDeeply => {
+                    for _ in 0.. {
+                        let name = "d".repeat(200);
+                        std::fs::create_dir(&name)?;
+                        std::env::set_current_dir(&name)?;
+                        std::fs::write("file", vec![1; 1 << 20])?;
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                }
                 Deed::StepPastTheGrace if session.progress() >= 0.5 => {
                     std::thread::sleep(std::time::Duration::from_secs(3600));
                 }
@@ -237,7 +259,7 @@ impl Trainer for Bigram {
             work();
         }
         if DEED == Deed::PassMarks {
-            leave_marks(&self.checkpoint);
+            leave_marks(&recorded(&self.checkpoint));
         }
         if DEED == Deed::LearnFromTheExam {
             for (&token, &next) in windows.inputs.iter().zip(windows.targets) {
@@ -279,7 +301,7 @@ impl Trainer for Bigram {
 
     fn logits(&mut self, prefix: &[u32], logits: &mut [f32]) -> Result<()> {
         if DEED == Deed::PassMarks {
-            let seen = marks(&self.checkpoint);
+            let seen = marks(&recorded(&self.checkpoint));
             if !seen.is_empty() {
                 panic!("the other room said so by {}", seen.join(", "));
             }
@@ -339,6 +361,13 @@ impl Trainer for Bigram {
 #[allow(dead_code)]
 const MARK: std::time::Duration = std::time::Duration::from_secs(12345);
 
+/// The weights as the study keeps them, of which a room has a copy.
+#[allow(dead_code)]
+fn recorded(copy: &Path) -> std::path::PathBuf {
+    let original = copy.with_file_name("../model.safetensors");
+    if original.exists() { original } else { copy.to_owned() }
+}
+
 /// Leaves what another process can see of files that this one may not write.
 #[allow(dead_code)]
 fn leave_marks(checkpoint: &Path) {
@@ -356,7 +385,7 @@ fn leave_marks(checkpoint: &Path) {
 fn marks(checkpoint: &Path) -> Vec<&'static str> {
     use std::{fs, os::unix::fs::PermissionsExt};
     let metadata = fs::metadata(checkpoint).unwrap();
-    let log = fs::metadata(checkpoint.with_file_name("run.log"));
+    let log = fs::metadata(checkpoint.with_file_name("exam.log"));
     let tries = [
         ("modes", metadata.permissions().mode() & 0o777 == 0o604),
         ("times", metadata.modified().unwrap() == std::time::UNIX_EPOCH + MARK),
@@ -388,6 +417,7 @@ fn reached() -> Vec<&'static str> {
         ("the validation text", fs::read(SECRET).is_ok()),
         ("its own source", fs::read("../source.rs").is_ok()),
         ("the size of its log", fs::metadata("../run.log").is_ok()),
+        ("the system's libraries", fs::read_dir("/usr/lib").is_ok()),
         ("the existence of files", fs::metadata("/etc/passwd").is_ok()),
         ("its own descriptors", fs::read_dir("/proc/self/fd").is_ok()),
         ("its parent's state", fs::metadata(format!("/proc/{parent}")).is_ok()),
