@@ -6,7 +6,8 @@ use crate::{
     hash::{sha256, sha256_of_parts},
 };
 use std::{
-    fs,
+    collections::HashSet,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +23,27 @@ pub(super) struct Corpus {
 #[derive(Debug)]
 pub(super) enum Source {
     Builtin { fingerprint: String },
-    Files { place: PathBuf, files: Vec<(String, String)>, fingerprint: String },
+    Files { place: PathBuf, files: Vec<(String, String)>, left_out: LeftOut, fingerprint: String },
+}
+
+/// What of a folder is not read. A text that stood there twice could be in training and in the exam.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    /// Files with a text that another one has, by another name, as a link, or the same folder mounted twice.
+    copies: usize,
+    /// Links that lead nowhere, and what is no plain file.
+    odd: usize,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { copies, odd } = self;
+        match (copies, odd) {
+            (copies, 0) => write!(f, "{copies} copies left out"),
+            (0, odd) => write!(f, "{odd} left out that are no files"),
+            (copies, odd) => write!(f, "{copies} copies and {odd} that are no files left out"),
+        }
+    }
 }
 
 /// Of texts by file, this share is for validation, and as much for the test.
@@ -34,17 +55,20 @@ const ENOUGH_FILES: usize = 40;
 /// Less text than this cannot be split: a validation of a few hundred bytes measures nothing.
 const LEAST_BYTES: usize = 20_000;
 
+/// Bytes of a passage from which on it is a quotation where it stands twice.
+const LEAST_QUOTE: usize = 200;
+
 impl Source {
     /// Finds the corpus, and reads it as far as naming it needs.
     pub(super) fn find(spec: &DataSpec) -> Result<Self> {
         match spec {
             DataSpec::Builtin => Ok(Self::Builtin { fingerprint: builtin::fingerprint() }),
             DataSpec::Text(place) => {
-                let files = text_files(place)?;
+                let (files, left_out) = text_files(place)?;
                 let parts =
                     files.iter().flat_map(|(name, text)| [name.as_bytes(), text.as_bytes()]);
                 let fingerprint = sha256_of_parts(parts);
-                Ok(Self::Files { place: place.clone(), files, fingerprint })
+                Ok(Self::Files { place: place.clone(), files, left_out, fingerprint })
             }
         }
     }
@@ -52,6 +76,14 @@ impl Source {
     pub(super) fn fingerprint(&self) -> &str {
         match self {
             Self::Builtin { fingerprint } | Self::Files { fingerprint, .. } => fingerprint,
+        }
+    }
+
+    /// What of it is not read, if anything.
+    pub(super) fn left_out(&self) -> Option<LeftOut> {
+        match self {
+            Self::Files { left_out, .. } if *left_out != LeftOut::default() => Some(*left_out),
+            _ => None,
         }
     }
 
@@ -65,6 +97,19 @@ impl Source {
 }
 
 impl Corpus {
+    /// Takes out of training what stands in the exam's texts, word for word: near copies of a text, or what many
+    /// of them quote. Short passages are everybody's.
+    fn part(&mut self) {
+        let long = |passage: &&String| passage.trim().len() >= LEAST_QUOTE;
+        let examined = self.validation.iter().chain(&self.test).filter(long);
+        let examined: HashSet<String> = examined.map(|passage| passage.trim().to_owned()).collect();
+        self.train.retain(|passage| !examined.contains(passage.trim()));
+        // Nor does the test ask what the validation asks.
+        let asked: HashSet<&str> =
+            self.validation.iter().filter(long).map(|passage| passage.trim()).collect();
+        self.test.retain(|passage| !asked.contains(passage.trim()));
+    }
+
     pub(super) fn add(documents: &mut Vec<String>, text: &str) {
         documents.extend(passages(text).map(str::to_owned));
     }
@@ -108,14 +153,17 @@ fn split(place: &Path, files: &[(String, String)]) -> Result<Corpus> {
         corpus.validation = documents.split_off(documents.len() - held_out);
         corpus.train = documents;
     }
+    corpus.part();
     Ok(corpus)
 }
 
-/// The text files at `place`, by their names below it, sorted.
-fn text_files(place: &Path) -> Result<Vec<(String, String)>> {
+/// The text files at `place`, by their names below it, sorted; each text once.
+fn text_files(place: &Path) -> Result<(Vec<(String, String)>, LeftOut)> {
+    let mut left_out = LeftOut::default();
     let mut paths = Vec::new();
     if place.is_dir() {
-        collect(place, &mut paths)?;
+        let mut folders = HashSet::new();
+        collect(place, &mut folders, &mut paths, &mut left_out)?;
         paths.sort();
     } else {
         paths.push(place.to_owned());
@@ -127,6 +175,7 @@ fn text_files(place: &Path) -> Result<Vec<(String, String)>> {
         });
     }
     let mut files = Vec::new();
+    let mut seen = HashSet::new();
     for path in paths {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let text = String::from_utf8(bytes).map_err(|error| Error::Data {
@@ -137,18 +186,44 @@ fn text_files(place: &Path) -> Result<Vec<(String, String)>> {
             ),
         })?;
         let name = path.strip_prefix(place).unwrap_or(&path).to_string_lossy().into_owned();
-        files.push((name, text));
+        // By its text: a hard link, a mirror and a folder that is mounted twice have other names.
+        if seen.insert(sha256(text.trim().as_bytes())) {
+            files.push((name, text));
+        } else {
+            left_out.copies += 1;
+        }
     }
-    Ok(files)
+    Ok((files, left_out))
 }
 
-fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let path = entry.map_err(Error::io("read", folder))?.path();
-        if path.is_dir() {
-            collect(&path, paths)?;
-        } else if path.extension().is_some_and(|extension| extension == "txt") {
-            paths.push(path);
+/// Every folder once, wherever links lead.
+fn collect(
+    folder: &Path,
+    folders: &mut HashSet<PathBuf>,
+    paths: &mut Vec<PathBuf>,
+    left_out: &mut LeftOut,
+) -> Result<()> {
+    let place = folder.canonicalize().map_err(Error::io("open", folder))?;
+    if !folders.insert(place) {
+        left_out.copies += 1;
+        return Ok(());
+    }
+    let entries = fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(Error::io("read", folder))?;
+    // Which of two names of a folder counts must not depend on the file system; real ones come before links.
+    entries.sort_by_key(|entry| {
+        (entry.file_type().is_ok_and(|kind| kind.is_symlink()), entry.file_name())
+    });
+    for entry in entries {
+        let path = entry.path();
+        let is_text = path.extension().is_some_and(|extension| extension == "txt");
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => collect(&path, folders, paths, left_out)?,
+            Ok(metadata) if metadata.is_file() && is_text => paths.push(path),
+            Ok(metadata) if metadata.is_file() => {}
+            // A pipe would be waited for without end; a link may lead nowhere.
+            _ if is_text => left_out.odd += 1,
+            _ => {}
         }
     }
     Ok(())
@@ -160,7 +235,10 @@ mod tests {
 
     fn numbered(files: usize) -> Vec<(String, String)> {
         (0..files)
-            .map(|i| (format!("{i}.txt"), format!("text {i} ").repeat(4000 / files)))
+            .map(|i| {
+                let words = (0..4000 / files).map(|n| format!("text {i} {n} "));
+                (format!("{i}.txt"), words.collect())
+            })
             .collect()
     }
 
@@ -175,6 +253,46 @@ mod tests {
             assert_eq!(bytes.iter().sum::<usize>(), total);
             assert!(bytes[0] > total * 8 / 10 && bytes[1] > 0 && bytes[2] > 0, "{bytes:?}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn each_text_is_read_once_wherever_links_lead() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path();
+        fs::create_dir(place.join("sub")).unwrap();
+        fs::write(place.join("sub/a.txt"), "one text\n").unwrap();
+        fs::write(place.join("b.txt"), "one text").unwrap();
+        fs::write(place.join("c.txt"), "another").unwrap();
+        fs::hard_link(place.join("c.txt"), place.join("d.txt")).unwrap();
+        symlink(".", place.join("current")).unwrap();
+        symlink("../sub", place.join("sub/again")).unwrap();
+        symlink("nowhere", place.join("e.txt")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(place.join("f.txt")).status();
+        assert!(pipe.unwrap().success());
+        let source = Source::find(&DataSpec::Text(place.to_owned())).unwrap();
+        assert_eq!(source.left_out(), Some(LeftOut { copies: 4, odd: 2 }));
+        let Source::Files { files, .. } = source else { panic!() };
+        let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["b.txt", "c.txt"]);
+    }
+
+    #[test]
+    fn no_passage_of_the_exam_stands_in_the_training_text() {
+        // Each file is the same long text, with a line of its own before it.
+        let copy = "All of this is quoted, word for word, in every one of the files.\n".repeat(20);
+        let file = |i: usize| {
+            let own = format!("Text {i} is about the number {i} and nothing else.\n").repeat(30);
+            (format!("{i}.txt"), format!("{own}\n\n{copy}\n\n"))
+        };
+        let files: Vec<_> = (0..60).map(file).collect();
+        let corpus = split(Path::new("."), &files).unwrap();
+        assert!(corpus.train.len() >= 50 && !corpus.validation.is_empty());
+        for passage in corpus.validation.iter().chain(&corpus.test) {
+            assert!(!corpus.train.contains(passage), "{passage}");
+        }
+        assert!(corpus.test.iter().all(|passage| !corpus.validation.contains(passage)));
     }
 
     #[test]

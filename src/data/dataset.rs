@@ -86,7 +86,7 @@ struct Facts {
 }
 
 /// Of the files' format and of the rules by which texts become tokens.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// The tokenizer learns from a sample: what pairs of tokens are frequent shows early.
 const TOKENIZER_BYTES: usize = 8 << 20;
@@ -117,7 +117,10 @@ impl Dataset {
         let vocab_size = options.vocab_size.to_string();
         let parts = [VERSION, source.fingerprint(), &vocab_size].map(str::as_bytes);
         let dir = options.cache_dir.join(&sha256_of_parts(parts)[..16]);
-        let name = spec.to_string();
+        let mut name = spec.to_string();
+        if let Some(left_out) = source.left_out() {
+            name += &format!(" ({left_out})");
+        }
         if let Some(facts) = read_facts(&dir)? {
             return Ok(Self { dir, name, facts });
         }

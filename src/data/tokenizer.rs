@@ -70,6 +70,8 @@ impl Tokenizer {
             .special_tokens(vec![AddedToken::from(BOS, true)])
             .build();
         tokenizer.train(&mut trainer, texts).map_err(failed("train"))?;
+        // A text that spells BOS is text: as the token it would have no bytes, and vanish from the score.
+        tokenizer.set_encode_special_tokens(true);
         Ok(Self(tokenizer))
     }
 
@@ -134,9 +136,9 @@ mod tests {
         let text = format!("{TEXT} and what it has never seen: <|bos|> \u{1F980} zzz");
         let tokens = &tokenizer.encode(std::slice::from_ref(&text)).unwrap()[0];
         let bos = tokenizer.bos().unwrap();
-        let specials = tokens.iter().filter(|&&token| u32::from(token) == bos).count();
+        assert!(tokens.iter().all(|&token| u32::from(token) != bos));
         let total: u32 = tokens.iter().map(|&token| bytes[token as usize]).sum();
-        assert_eq!(total as usize + specials * BOS.len(), text.len());
+        assert_eq!(total as usize, text.len());
     }
 
     #[test]
