@@ -2,8 +2,9 @@
 
 use super::{Attempt, Halt, Laboratory, Source};
 use crate::{
-    Error, Event, Metric, Outcome, Result, StopHandle,
+    Error, Event, Metric, Outcome, Result, StopHandle, git,
     process::{Exit, Process},
+    proposer::text,
 };
 use std::{
     fs,
@@ -112,6 +113,7 @@ impl Laboratory for CommandLaboratory {
         let objective = &self.objective;
         let log = attempt.folder.join("run.log");
         let mut command = Command::new(&objective.words[0]);
+        git::forget_repository(&mut command);
         command
             .args(&objective.words[1..])
             .current_dir(source.folder)
@@ -140,9 +142,16 @@ impl Laboratory for CommandLaboratory {
         }
         let output = read_end(&log);
         let name = &objective.metric;
-        let Some(value) = value(&output, name) else {
-            let reason = format!("it printed neither `METRIC {name}=…` nor `{name}: …`");
-            return ended(Outcome::Failed, reason);
+        let value = match value(&output, name) {
+            Ok(Some(value)) => value,
+            Ok(None) => {
+                let reason = format!("it printed neither `METRIC {name}=…` nor `{name}: …`");
+                return ended(Outcome::Failed, reason);
+            }
+            Err(line) => {
+                let line = text::line(&line, 200);
+                return ended(Outcome::Failed, format!("it printed `{line}`, which is no number"));
+            }
         };
         if !value.is_finite() {
             return ended(Outcome::Rejected, format!("{name} is {value}"));
@@ -154,7 +163,7 @@ impl Laboratory for CommandLaboratory {
             higher_is_better: objective.higher_is_better,
         });
         // What autoresearch's block tells beside the score. It is the command's word.
-        let count = |name: &str| self::value(&output, name).filter(|n| *n >= 0.0);
+        let count = |name: &str| self::value(&output, name).ok()?.filter(|n| *n >= 0.0);
         measured.training_seconds = count("training_seconds").or(Some(elapsed.as_secs_f64()));
         measured.peak_vram_mb = count("peak_vram_mb");
         measured.num_steps = count("num_steps").map(|steps| steps as u64);
@@ -169,16 +178,31 @@ fn read_end(log: &Path) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(OUTPUT_BYTES)..]).into_owned()
 }
 
-/// The last number of this name in an output.
-fn value(output: &str, name: &str) -> Option<f64> {
-    output.lines().rev().find_map(|line| {
-        let line = line.trim();
-        let number = match line.strip_prefix("METRIC ") {
+/// The last number of this name in an output. `Err`: the last line of this name, which has none; an earlier one is
+/// out of date.
+fn value(output: &str, name: &str) -> Result<Option<f64>, String> {
+    let last = output.lines().rev().find_map(|line| {
+        let line = without_colours(line);
+        let plain = line.trim();
+        let number = match plain.strip_prefix("METRIC ") {
             Some(metric) => metric.trim_start().strip_prefix(name)?.trim_start().strip_prefix('='),
-            None => line.strip_prefix(name)?.strip_prefix(':'),
+            None => plain.strip_prefix(name)?.trim_start().strip_prefix(':'),
         };
-        number?.trim().parse().ok()
-    })
+        Some(number?.trim().parse().map_err(|_| plain.to_owned()))
+    });
+    last.transpose()
+}
+
+/// Without what a terminal would take for a colour: ECMA-48's control sequences.
+fn without_colours(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, behind)) = rest.split_once("\x1b[") {
+        plain.push_str(before);
+        let end = behind.find(|c: char| ('@'..='~').contains(&c)).map_or(behind.len(), |at| at + 1);
+        rest = &behind[end..];
+    }
+    plain + rest
 }
 
 #[cfg(test)]
@@ -188,16 +212,28 @@ mod tests {
     #[test]
     fn both_forms_are_read_and_the_last_one_counts() {
         let output = "METRIC loss=3\nstep 1 | METRIC\n  METRIC loss = 2.5e0 \nnext\n";
-        assert_eq!(value(output, "loss"), Some(2.5));
+        assert_eq!(value(output, "loss"), Ok(Some(2.5)));
         let block = "---\nval_bpb:          0.997900\ntraining_seconds: 300.1\n";
-        assert_eq!(value(block, "val_bpb"), Some(0.9979));
-        assert_eq!(value(block, "training_seconds"), Some(300.1));
+        assert_eq!(value(block, "val_bpb"), Ok(Some(0.9979)));
+        assert_eq!(value(block, "training_seconds"), Ok(Some(300.1)));
+        assert_eq!(value("\x1b[32mMETRIC loss=\x1b[1m0.5\x1b[0m\n", "loss"), Ok(Some(0.5)));
     }
 
     #[test]
     fn other_lines_are_not_taken_for_the_metric() {
-        for output in ["METRIC losses=3", "loss 3", "the loss: 3", "loss: many", "METRIC loss 3"] {
-            assert_eq!(value(output, "loss"), None, "{output}");
+        for output in ["METRIC losses=3", "loss 3", "the loss: 3", "METRIC loss 3"] {
+            assert_eq!(value(output, "loss"), Ok(None), "{output}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_number_does_not_stand_for_the_last_one() {
+        for last in ["0.91 ± 0.01", "0.91s", "1,520", "many", ""] {
+            for form in ["METRIC loss=", "loss: "] {
+                let output = format!("METRIC loss=2.9\n{form}{last}\nbye\n");
+                let line = format!("{form}{last}");
+                assert_eq!(value(&output, "loss"), Err(line.trim().to_owned()));
+            }
         }
     }
 }

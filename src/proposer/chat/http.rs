@@ -1,6 +1,9 @@
 //! HTTP: a request and its answer, with retries, and an ear for the call to stop.
 
-use super::options::{ChatOptions, Endpoint, Protocol};
+use super::{
+    options::{ChatOptions, Endpoint, Protocol},
+    wire,
+};
 use crate::{
     StopHandle,
     proposer::{ProposeError, text::line},
@@ -158,7 +161,7 @@ impl Client {
     /// What to make of a response.
     fn judge(&self, response: &Response) -> Result<Value, Failure> {
         let url = &self.endpoint.url;
-        let value: Option<Value> = serde_json::from_slice(&response.body).ok();
+        let value: Option<Value> = wire::json_of(&response.body);
         // OpenRouter answers 200, and says in the body that the model's own server did not.
         let status = match (response.status, value.as_ref().and_then(|value| value.get("error"))) {
             (200..=299, Some(error)) if !error.is_null() => {
@@ -219,14 +222,24 @@ fn send(
         request = request.header(name, value);
     }
     let mut response = request.send(body)?;
-    // The other form, a date, would want a clock that agrees with the server's.
-    let retry_after = response.headers().get("retry-after").and_then(|value| {
-        let seconds: f64 = value.to_str().ok()?.trim().parse().ok()?;
-        Duration::try_from_secs_f64(seconds).ok()
-    });
+    let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::trim);
+    let milliseconds = header("retry-after-ms").and_then(|value| value.parse::<f64>().ok());
+    let retry_after = milliseconds.map(|milliseconds| milliseconds / 1000.0);
+    let retry_after = retry_after.or_else(|| seconds_until(header("retry-after")?, header("date")));
+    let retry_after = retry_after.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(LARGEST_BODY).read_to_vec()?;
     Ok(Response { status, retry_after, body })
+}
+
+/// Seconds, or a date (RFC 9110, 10.2.3), which is compared with the server's own clock where it tells that.
+fn seconds_until(value: &str, now: Option<&str>) -> Option<f64> {
+    if let Ok(seconds) = value.parse() {
+        return Some(seconds);
+    }
+    let moment = |text: &str| Some(jiff::fmt::rfc2822::parse(text).ok()?.timestamp());
+    let now = now.and_then(moment).unwrap_or_else(jiff::Timestamp::now);
+    Some((moment(value)?.duration_since(now)).as_secs_f64().max(0.0))
 }
 
 fn wait(pause: Duration, stop: &StopHandle) -> Result<(), ProposeError> {
@@ -240,5 +253,19 @@ fn wait(pause: Duration, stop: &StopHandle) -> Result<(), ProposeError> {
             return Ok(());
         }
         thread::sleep(left.min(TICK));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_when_to_come_again_in_seconds_or_by_a_date() {
+        assert_eq!(seconds_until("1.5", None), Some(1.5));
+        let (now, then) = ("Fri, 27 Nov 2026 15:00:00 GMT", "Fri, 27 Nov 2026 15:00:40 GMT");
+        assert_eq!(seconds_until(then, Some(now)), Some(40.0));
+        assert_eq!(seconds_until(now, Some(then)), Some(0.0));
+        assert_eq!(seconds_until("soon", Some(now)), None);
     }
 }

@@ -5,6 +5,7 @@ mod http;
 mod key;
 mod options;
 mod prompt;
+mod thoughts;
 mod transcript;
 mod wire;
 
@@ -128,6 +129,13 @@ impl Chat {
                 conversation.transcript.add("no answer", &error.to_string());
                 Trouble::Unasked(error)
             })?;
+            if let Some(place) = answer.elsewhere {
+                // To ask again would be paid for again, and end as this did.
+                return Err(Trouble::Unanswered(format!(
+                    "the model's answer is empty, and what it wrote stands in `{place}`: it came to no end \
+                     of its thoughts, or the server takes the answer for one"
+                )));
+            }
             conversation.say(Role::Assistant, &head(&answer.text, ANSWER_BYTES));
             complaint = match answer.end {
                 End::Refused(why) => {

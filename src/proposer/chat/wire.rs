@@ -1,6 +1,9 @@
 //! The wire: what is said in OpenAI's and in Anthropic's JSON.
 
-use super::options::{ChatOptions, Endpoint, Price, Protocol};
+use super::{
+    options::{ChatOptions, Endpoint, Price, Protocol},
+    thoughts::without_thoughts,
+};
 use serde_json::{Value, json};
 
 /// Something that was said.
@@ -25,6 +28,8 @@ pub(super) struct Answer {
     pub tokens: Option<Tokens>,
     /// US dollars, where the server says so.
     pub usd: Option<f64>,
+    /// Where something stands, if the answer is empty.
+    pub elsewhere: Option<&'static str>,
 }
 
 /// How an answer ended.
@@ -91,6 +96,46 @@ pub(super) fn request(
     }
 }
 
+/// The JSON of a body, whatever servers and the gates before them put around it: a byte-order mark, white space,
+/// lines that keep the connection alive (`: PROCESSING`), and the stream of events that nobody asked for.
+pub(super) fn json_of(body: &[u8]) -> Option<Value> {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if let Ok(value) = serde_json::from_str(text) {
+        return Some(value);
+    }
+    let lines = || text.lines().filter(|line| !line.starts_with(':'));
+    if let Ok(value) = serde_json::from_str(&lines().collect::<Vec<_>>().join("\n")) {
+        return Some(value);
+    }
+    // Server-sent events (WHATWG HTML, 9.2): of Chat Completions, pieces of one message.
+    let events = lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim);
+    let events = events.filter_map(|event| serde_json::from_str::<Value>(event).ok());
+    events.reduce(|mut whole, event| {
+        for name in ["content", "reasoning_content", "reasoning", "refusal"] {
+            let piece = |value: &Value| {
+                let delta =
+                    value.pointer("/choices/0/delta").or(value.pointer("/choices/0/message"));
+                delta.and_then(|delta| delta[name].as_str()).unwrap_or_default().to_owned()
+            };
+            let text = piece(&whole) + &piece(&event);
+            if !text.is_empty() {
+                whole["choices"][0]["message"][name] = text.clone().into();
+                whole["choices"][0]["delta"][name] = text.into();
+            }
+        }
+        for (name, value) in event.as_object().into_iter().flatten() {
+            if name != "choices" && !value.is_null() {
+                whole[name] = value.clone();
+            }
+        }
+        if let Some(reason) = event.pointer("/choices/0/finish_reason").filter(|it| !it.is_null()) {
+            whole["choices"][0]["finish_reason"] = reason.clone();
+        }
+        whole
+    })
+}
+
 /// Reads the body of a response; `None` where it is no answer at all.
 pub(super) fn answer(protocol: Protocol, body: &Value) -> Option<Answer> {
     match protocol {
@@ -114,7 +159,15 @@ fn openai(body: &Value) -> Option<Answer> {
         written: usage["completion_tokens"].as_u64().unwrap_or_default(),
     });
     let usd = usage["cost"].as_f64();
-    Some(Answer { text: without_thoughts(&text(&message["content"])), end, tokens, usd })
+    let text = without_thoughts(&text(&message["content"]));
+    let is_there = |name: &&&str| match &message[**name] {
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Array(parts) => !parts.is_empty(),
+        _ => false,
+    };
+    let places = ["reasoning_content", "reasoning", "tool_calls", "function_call"];
+    let elsewhere = places.iter().find(is_there).copied().filter(|_| text.is_empty());
+    Some(Answer { text, end, tokens, usd, elsewhere })
 }
 
 fn anthropic(body: &Value) -> Option<Answer> {
@@ -135,7 +188,7 @@ fn anthropic(body: &Value) -> Option<Answer> {
         read: cached.fold(read, u64::saturating_add),
         written: usage["output_tokens"].as_u64().unwrap_or_default(),
     });
-    Some(Answer { text, end, tokens, usd: usage["cost"].as_f64() })
+    Some(Answer { text, end, tokens, usd: usage["cost"].as_f64(), elsewhere: None })
 }
 
 /// A string, or parts of which some are text.
@@ -145,13 +198,6 @@ fn text(content: &Value) -> String {
         Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
         _ => String::new(),
     }
-}
-
-/// Local servers pass on what a model thinks before it answers, some of them without the tag that
-/// opens it. Drafts in there are not the answer.
-fn without_thoughts(text: &str) -> String {
-    let text = text.split_once("</think>").map_or(text, |(_, answer)| answer);
-    text.trim().to_owned()
 }
 
 #[cfg(test)]
@@ -233,11 +279,35 @@ mod tests {
     }
 
     #[test]
-    fn thoughts_are_no_part_of_an_answer() {
-        assert_eq!(without_thoughts("<think>\na draft\n</think>\n\nthe answer\n"), "the answer");
-        assert_eq!(without_thoughts("a draft\n</think>\nthe answer"), "the answer");
+    fn parts_that_are_thoughts_are_left_out() {
         let parts = json!([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "so"}]);
         assert_eq!(text(&parts), "so");
+    }
+
+    #[test]
+    fn an_answer_is_found_in_what_stands_around_it() {
+        let body = r#"{"choices": [{"message": {"content": "so"}, "finish_reason": "stop"}]}"#;
+        for around in [
+            body.to_owned(),
+            format!("\u{feff}  \n{body}\n"),
+            format!(": PROCESSING\n\n: PROCESSING\n\n{body}"),
+            "data: {\"choices\": [{\"delta\": {\"role\": \"assistant\", \"content\": \"s\"}}]}\n\n\
+             : ping\n\ndata: {\"choices\": [{\"delta\": {\"content\": \"o\"}}]}\n\n\
+             data: {\"choices\": [{\"delta\": {}, \"finish_reason\": \"stop\"}]}\n\ndata: [DONE]\n"
+                .to_owned(),
+        ] {
+            let found = answer(Protocol::OpenAi, &json_of(around.as_bytes()).unwrap()).unwrap();
+            assert_eq!((found.text.as_str(), found.end), ("so", End::Complete), "{around}");
+        }
+        assert_eq!(json_of(b"<html>"), None);
+        assert_eq!(json_of("[".repeat(100_000).as_bytes()), None);
+    }
+
+    #[test]
+    fn a_text_in_another_place_is_told_of() {
+        let body = json!({"choices": [{"message": {"content": "", "reasoning_content": "hm"}}]});
+        let answer = answer(Protocol::OpenAi, &body).unwrap();
+        assert_eq!((answer.text.as_str(), answer.elsewhere), ("", Some("reasoning_content")));
     }
 
     #[test]
