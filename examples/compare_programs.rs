@@ -84,8 +84,13 @@ fn run(options: &Options) -> Result<(), Error> {
     }
     eprintln!("preparing; the first time on a machine, that takes some minutes");
     match comparison.run(options.trials.get(), show)? {
-        Some(standings) => print!("\n{standings}"),
-        None => println!("stopped before every contender had its first trial; nothing to compare"),
+        Some(standings) => {
+            let _ = write!(std::io::stdout(), "\n{standings}");
+        }
+        None => {
+            let why = "stopped before every contender had its first trial; nothing to compare";
+            let _ = writeln!(std::io::stdout(), "{why}");
+        }
     }
     Ok(())
 }

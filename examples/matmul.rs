@@ -6,7 +6,11 @@
 //! ```
 
 use overnight::{CommandObjective, Error, Event, Study, report};
-use std::{path::Path, time::Duration};
+use std::{
+    io::{Write, stdout},
+    path::Path,
+    time::Duration,
+};
 
 fn main() -> Result<(), Error> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/matmul");
@@ -20,7 +24,8 @@ fn main() -> Result<(), Error> {
         for event in events {
             if let Event::Finished(trial) = event {
                 let score = trial.score().map_or("-".to_owned(), |score| format!("{score:.2}"));
-                println!("{score:>8} GFLOP/s  {:?}  {}", trial.status, trial.description);
+                let (status, what) = (trial.status, trial.description);
+                let _ = writeln!(stdout(), "{score:>8} GFLOP/s  {status:?}  {what}");
             }
         }
     });
@@ -31,6 +36,6 @@ fn main() -> Result<(), Error> {
     report::write_chart(study.dir(), &trials)?;
     drop(study); // and with it the sender that the listener waits for
     listener.join().expect("the listener only prints");
-    print!("{}", report::summary(&trials));
+    let _ = write!(stdout(), "{}", report::summary(&trials));
     Ok(())
 }

@@ -8,12 +8,14 @@ mod view;
 
 use clap::Parser;
 use overnight::{
-    Ablation, Budget, Certificate, CommandObjective, Error, JudgeRule, Sandbox, StopHandle, Study,
+    Ablation, Budget, Certificate, CommandObjective, Error, JudgeRule, Ledger, Sandbox, StopHandle,
+    Study,
     data::DataSpec,
     proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
 };
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -121,20 +123,28 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Error> {
+    if options.rerun.is_some() {
+        // What is measured again must be there; a mistyped folder would become a study.
+        Ledger::read(&options.dir.clone().unwrap_or_else(todays_dir))?;
+    }
     let stop = StopHandle::on_interrupt()?;
+    let (reader, stopped) = (stop.clone(), stop.clone());
     let (observer, events) = crossbeam_channel::unbounded();
     let planned = Planned { trials: options.trials, controls: options.controls };
     let mut view = View::new(options.json, options.budget, planned);
     let viewer = thread::spawn(move || {
         for event in events {
-            view.show(&event);
+            // With nobody left who reads, as behind `| head -1`, the night is over.
+            if view.show(&event).is_err() {
+                reader.stop();
+            }
         }
     });
     let study = study(options, stop, observer);
     if let Some(trial) = options.rerun {
         let again = study.and_then(|mut study| rerun(&mut study, trial));
         let _ = viewer.join();
-        return again.map(|said| print!("{said}"));
+        return again.map(|said| say(&said));
     }
     let result = study.and_then(|mut study| {
         let result = study.optimize(options.trials);
@@ -153,18 +163,31 @@ fn run(options: &Options) -> Result<(), Error> {
     let _ = viewer.join();
     let (dir, trials, certificate) = result?;
     if !options.json {
-        print!("{}", report::summary(&trials));
+        say(&report::summary(&trials));
         if let Some(Certificate { gain, pairs, ablations, .. }) = certificate {
             for Ablation { of, loss, dropped, .. } in ablations {
                 let loss = loss.map_or("nothing that works".to_owned(), |loss| loss.to_string());
                 let fate = if dropped { "dropped" } else { "stays" };
-                println!("ablation:         without trial {of} worse by {loss}: it {fate}");
+                say(&format!("ablation:         without trial {of} worse by {loss}: it {fate}\n"));
             }
-            println!("certified_gain:   {gain} over {pairs} fresh seeds");
+            say(&format!("certified_gain:   {gain} over {pairs} fresh seeds\n"));
+        } else if options.certify > 0 {
+            let improved = trials.iter().any(|trial| trial.trial > 0 && trial.is_kept());
+            let why = match (improved, stopped.is_stopped()) {
+                (false, _) => "nothing better than the baseline was kept",
+                (true, true) => "stopped before it was through",
+                (true, false) => "baseline or best came to nothing under a fresh seed, see rerun/",
+            };
+            say(&format!("certified_gain:   none: {why}\n"));
         }
-        println!("chart:            {}", dir.join("progress.svg").display());
+        say(&format!("chart:            {}\n", dir.join("progress.svg").display()));
     }
     Ok(())
+}
+
+/// Prints, to whoever still reads.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// What a recorded trial comes to now, beside what it came to then.

@@ -16,12 +16,34 @@ pub enum Budget {
     Steps(u64),
 }
 
+const NO_TIME: &str = "nothing can be learned in no time";
+
+const LONGEST: Duration = Duration::from_hours(7 * 24);
+
+const TOO_LONG: &str = "it is longer than a week";
+
 impl Budget {
     /// The wall clock's limit, if it is one.
     pub fn duration(&self) -> Option<Duration> {
         match *self {
             Self::WallClock(duration) => Some(duration),
             Self::Steps(_) => None,
+        }
+    }
+
+    /// That it can be written down and read back: others than those can be made in code.
+    ///
+    /// # Errors
+    /// No time, no steps, a fraction of a millisecond, more than a week.
+    pub(crate) fn check(&self) -> Result<()> {
+        let refuse = |problem| Error::Budget { text: format!("{self:?}"), problem };
+        match *self {
+            Self::Steps(0) | Self::WallClock(Duration::ZERO) => Err(refuse(NO_TIME)),
+            Self::WallClock(limit) if limit > LONGEST => Err(refuse(TOO_LONG)),
+            Self::WallClock(limit) if limit.subsec_nanos() % 1_000_000 != 0 => {
+                Err(refuse("it is no whole number of milliseconds"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -55,17 +77,15 @@ impl FromStr for Budget {
             "s" => 1_000,
             "m" | "min" => 60_000,
             "h" => 3_600_000,
-            "steps" | "step" => return Err(refuse("nothing can be learned in no time")),
+            "steps" | "step" => return Err(refuse(NO_TIME)),
             _ => return Err(refuse("its unit is none of ms, s, m, h, steps")),
         };
         if number == 0 {
-            return Err(refuse("nothing can be learned in no time"));
+            return Err(refuse(NO_TIME));
         }
         let millis = number.checked_mul(millis_each).ok_or_else(|| refuse("it is too long"))?;
-        if millis > 7 * 24 * 3_600_000 {
-            return Err(refuse("it is longer than a week"));
-        }
-        Ok(Self::WallClock(Duration::from_millis(millis)))
+        let limit = Duration::from_millis(millis);
+        if limit > LONGEST { Err(refuse(TOO_LONG)) } else { Ok(Self::WallClock(limit)) }
     }
 }
 
@@ -99,6 +119,23 @@ impl TryFrom<String> for Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_down_is_refused() {
+        for budget in [
+            Budget::WallClock(Duration::from_micros(300)),
+            Budget::WallClock(Duration::from_micros(1_500)),
+            Budget::WallClock(Duration::from_hours(8 * 24)),
+            Budget::WallClock(Duration::ZERO),
+            Budget::Steps(0),
+        ] {
+            assert!(budget.check().is_err(), "{budget:?}");
+        }
+        for budget in [Budget::default(), Budget::Steps(1), Budget::WallClock(LONGEST)] {
+            budget.check().unwrap();
+            assert_eq!(budget.to_string().parse::<Budget>().unwrap(), budget);
+        }
+    }
 
     #[test]
     fn budgets_are_read_and_written_alike() {

@@ -324,6 +324,7 @@ impl StudyBuilder {
         if worker::is_worker() {
             return Err(Error::InsideWorker);
         }
+        self.budget.check()?;
         workspace::check_git()?;
         fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
         let dir = self.dir.canonicalize().map_err(Error::io("open", &self.dir))?;

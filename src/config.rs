@@ -100,6 +100,10 @@ impl Config {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let ledger = fs::metadata(folder.join("trials.jsonl"));
+                if ledger.is_ok_and(|ledger| ledger.len() > 0) {
+                    return Err(Error::NoConfiguration { folder: folder.to_owned() });
+                }
                 return self.write(folder, &path);
             }
             Err(error) => return Err(Error::io("read", path)(error)),

@@ -44,6 +44,14 @@ pub enum Error {
     )]
     OtherConfiguration { folder: PathBuf, differences: String },
 
+    /// Nobody knows what the trials in a ledger were measured under.
+    #[error(
+        "{} has trials and no study.json, which says what they were measured under: put it back, or \
+         choose another folder",
+        folder.display()
+    )]
+    NoConfiguration { folder: PathBuf },
+
     /// Another process has the study open.
     #[error("{} is open in another process; a study runs in one at a time", folder.display())]
     Locked { folder: PathBuf },

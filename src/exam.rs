@@ -83,6 +83,15 @@ const LEAST_DEVIATION: f64 = 2e-4;
 impl Exam {
     /// Packs a split into the study's windows.
     pub(crate) fn prepare(dataset: &Dataset, split: Split, rules: &Rules) -> Result<Self> {
+        if rules.windows == 0 || rules.comparisons == 0 {
+            return Err(Error::Data {
+                what: "an exam".to_owned(),
+                problem:
+                    "it needs a window and a comparison at least; without comparisons, nobody \
+                          would notice what is made up"
+                        .to_owned(),
+            });
+        }
         let tokens = dataset.open(split)?;
         Ok(Self {
             windows: Windows::pack(tokens, dataset.bos(), rules.windows, rules.seq_len)?,

@@ -28,7 +28,7 @@ impl Ledger {
     /// Opens the ledger in `folder`, or begins one.
     ///
     /// A last line that was torn by a crash or a full disk is cut off: that trial was never
-    /// recorded. `results.tsv` is written anew from the ledger.
+    /// recorded. One that lacks nothing but its end is given that. `results.tsv` is written anew from the ledger.
     ///
     /// # Errors
     /// A damaged line that is not the last: nothing is thrown away then.
@@ -42,6 +42,12 @@ impl Ledger {
         if length < bytes.len() as u64 {
             file.set_len(length).map_err(Error::io("repair", &path))?;
             file.sync_all().map_err(Error::io("repair", &path))?;
+        }
+        let mut length = length;
+        if length > 0 && bytes[length as usize - 1] != b'\n' {
+            let ended = file.write_all(b"\n").and_then(|()| file.sync_all());
+            ended.map_err(Error::io("repair", &path))?;
+            length += 1;
         }
         // The name of a new file is durable only once its folder is.
         let directory = File::open(folder).map_err(Error::io("open", folder))?;
@@ -121,7 +127,8 @@ fn read_lines(bytes: &[u8], path: &Path) -> Result<(Vec<Trial>, u64)> {
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         let is_last = length + line.len() == bytes.len();
         match serde_json::from_slice::<Trial>(line) {
-            Ok(trial) if line.ends_with(b"\n") && trial.trial == trials.len() => {
+            // Of the last line nothing but its end may be missing: then all of it is there.
+            Ok(trial) if trial.trial == trials.len() => {
                 trials.push(trial);
                 length += line.len();
             }

@@ -26,16 +26,25 @@ impl View {
         }
     }
 
-    pub fn show(&mut self, event: &Event) {
+    /// # Errors
+    /// Nobody reads any more.
+    pub fn show(&mut self, event: &Event) -> std::io::Result<()> {
         match self {
-            Self::Json => {
-                let line = serde_json::to_string(event).unwrap_or_default();
-                // Whoever reads may have gone; the night goes on.
-                let _ = writeln!(std::io::stdout(), "{line}");
-            }
+            Self::Json => say(&serde_json::to_string(event).unwrap_or_default()),
             Self::Bars(bars) => bars.show(event),
             Self::Lines(lines) => lines.show(event),
         }
+    }
+}
+
+/// Prints a line.
+///
+/// # Errors
+/// The reader has gone, as behind `| head -1`. A terminal that was closed is no such end.
+fn say(line: &str) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -77,6 +86,7 @@ impl Log {
                 };
                 Some(format!("        {proposer} failed: {reason}{pause}"))
             }
+            Event::Noted { remark } => Some(format!("note    {remark}")),
             Event::ProposerRetired { proposer, reason } => {
                 Some(format!("        {proposer} is asked no more: {reason}"))
             }
@@ -137,7 +147,8 @@ impl Bars {
         Self { bar, stage, is_running: false, thinking: None, budget, log }
     }
 
-    fn show(&mut self, event: &Event) {
+    fn show(&mut self, event: &Event) -> std::io::Result<()> {
+        let mut said = Ok(());
         match event {
             Event::Preparing { stage, done, total } => self.count(stage, *done, *total),
             Event::Compiling { done, total } => {
@@ -194,7 +205,7 @@ impl Bars {
             event => {
                 if let Some(line) = self.log.line(event) {
                     self.clear();
-                    println!("{line}");
+                    said = say(&line);
                 }
                 match event {
                     Event::ProposerFailed { .. } | Event::ProposerRetired { .. } => {
@@ -210,6 +221,7 @@ impl Bars {
                 }
             }
         }
+        said
     }
 
     fn count(&mut self, stage: &str, done: u64, total: u64) {
@@ -257,7 +269,7 @@ pub struct Lines {
 const BETWEEN_LINES: Duration = Duration::from_secs(15);
 
 impl Lines {
-    fn show(&mut self, event: &Event) {
+    fn show(&mut self, event: &Event) -> std::io::Result<()> {
         let line = match event {
             Event::Preparing { stage, done, total } => {
                 self.due(stage).then(|| format!("{stage}: {done} of {total}"))
@@ -284,8 +296,9 @@ impl Lines {
             event => self.log.line(event),
         };
         if let Some(line) = line {
-            let _ = writeln!(std::io::stdout(), "{line}");
+            return say(&line);
         }
+        Ok(())
     }
 
     /// Whether a stage is new, or was last mentioned a while ago.

@@ -158,6 +158,10 @@ fn main() {
             a_trainer_that_lies_about_its_loss_gains_nothing_and_harms_nobody,
             a_study_from_before_the_race_is_opened_either_way;
         surviving:
+            a_last_line_that_lacks_only_its_end_is_kept,
+            trials_without_their_configuration_are_not_gone_on_with,
+            what_cannot_be_a_study_is_refused_and_leaves_nothing,
+            a_repository_that_a_crash_left_in_disorder_is_put_in_order,
             a_study_killed_at_any_moment_resumes,
             a_disk_that_is_full_for_the_ledger_ends_the_study_and_tears_nothing,
             a_torn_last_line_is_repaired,

@@ -1,7 +1,7 @@
 //! A study that is killed, torn or damaged, and opened again.
 
 use crate::tiny::{self, Sources};
-use overnight::{Error, Ledger, Status, StopHandle, Study, Trial, proposer::Agent};
+use overnight::{Budget, Error, Event, Ledger, Status, StopHandle, Study, Trial, proposer::Agent};
 use std::{
     fs::{self, OpenOptions},
     io::Write,
@@ -230,6 +230,104 @@ pub fn a_torn_last_line_is_repaired() {
         let study = tiny::study(dir.path(), corpus.path()).proposer(sources()).open().unwrap();
         assert_eq!(study.trials().len(), 2, "after {torn:?}");
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+    }
+}
+
+pub fn a_last_line_that_lacks_only_its_end_is_kept() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    short_study(dir.path(), corpus.path());
+    let path = dir.path().join("trials.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.trim_end()).unwrap();
+    assert_eq!(Ledger::read(dir.path()).unwrap().len(), 2);
+    let mut study = tiny::study(dir.path(), corpus.path()).proposer(sources()).open().unwrap();
+    assert_eq!(study.trials().len(), 2);
+    assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+    study.optimize(Some(1)).unwrap();
+    assert_eq!(Ledger::read(dir.path()).unwrap().len(), 3);
+}
+
+pub fn trials_without_their_configuration_are_not_gone_on_with() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    short_study(dir.path(), corpus.path());
+    let path = dir.path().join("study.json");
+    fs::remove_file(&path).unwrap();
+    let study = tiny::study(dir.path(), corpus.path()).budget("40steps".parse().unwrap());
+    let error = study.open().map(drop).unwrap_err();
+    assert!(matches!(error, Error::NoConfiguration { .. }), "{error}");
+    assert!(!path.exists());
+}
+
+pub fn what_cannot_be_a_study_is_refused_and_leaves_nothing() {
+    let corpus = tiny::corpus();
+    let dir = tempfile::tempdir().unwrap();
+    let study = || tiny::study(dir.path(), corpus.path());
+    for study in [
+        study().budget(Budget::WallClock(Duration::from_micros(300))),
+        study().budget(Budget::WallClock(Duration::from_hours(8 * 24))),
+        study().budget(Budget::Steps(0)),
+        study().exam_comparisons(0),
+        study().exam_windows(0),
+    ] {
+        assert!(study.open().is_err());
+        assert!(!dir.path().join("study.json").exists());
+    }
+    study().open().unwrap();
+}
+
+/// A damage to a study's repository.
+type Damage = (&'static str, fn(&Path));
+
+pub fn a_repository_that_a_crash_left_in_disorder_is_put_in_order() {
+    let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
+    {
+        let study = tiny::study(dir.path(), corpus.path()).proposer(sources());
+        study.open().unwrap().optimize(Some(4)).unwrap();
+    }
+    let source = |study: &Study| {
+        let path = study.dir().join("workspace/src/train.rs");
+        fs::read_to_string(path).unwrap()
+    };
+    let damages: [Damage; 6] = [
+        ("HEAD.lock is gone", |git| {
+            for name in ["HEAD.lock", "index.lock", "config.lock", "refs/heads/overnight.lock"] {
+                fs::write(git.join(name), "").unwrap();
+            }
+        }),
+        ("index was torn", |git| fs::write(git.join("index"), "DIRC\0\0").unwrap()),
+        ("laid anew", |git| fs::write(git.join("HEAD"), "").unwrap()),
+        ("laid anew", |git| {
+            for folder in fs::read_dir(git.join("objects")).unwrap().flatten() {
+                for object in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+                    fs::remove_file(object.path()).unwrap();
+                    fs::write(object.path(), "").unwrap();
+                }
+            }
+        }),
+        ("laid anew", |git| fs::remove_dir_all(git).unwrap()),
+        ("laid anew", |git| fs::remove_dir_all(git.parent().unwrap()).unwrap()),
+    ];
+    let before = {
+        let study = tiny::study(dir.path(), corpus.path()).open().unwrap();
+        (facts(&study), branch(&study), source(&study))
+    };
+    for (said, damage) in damages {
+        damage(&dir.path().join("workspace/.git"));
+        let (observer, events) = crossbeam_channel::unbounded();
+        let study = tiny::study(dir.path(), corpus.path()).observer(observer).open().unwrap();
+        assert_eq!((facts(&study), branch(&study), source(&study)), before, "{said}");
+        drop(study);
+        let remarks: Vec<_> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Noted { remark } => Some(remark),
+                _ => None,
+            })
+            .collect();
+        assert!(remarks.iter().any(|remark| remark.contains(said)), "{said}: {remarks:?}");
+        // And it is so for good.
+        let study = tiny::study(dir.path(), corpus.path()).open().unwrap();
+        assert_eq!((facts(&study), branch(&study), source(&study)), before, "{said}");
     }
 }
 
