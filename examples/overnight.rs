@@ -88,6 +88,13 @@ struct Options {
     /// Let proposals contain `unsafe`
     #[arg(long)]
     allow_unsafe: bool,
+    /// How long to wait for a quiet machine before a trial that another program disturbed is measured again
+    /// [default: as long as the budget]
+    #[arg(long, value_name = "DURATION")]
+    wait_for_quiet: Option<Budget>,
+    /// Let every measurement count, whatever else the machine does meanwhile
+    #[arg(long)]
+    shared_machine: bool,
     /// Instead of a trainer: a command that prints `METRIC name=value` or `name: value`, run in the
     /// folder that --trainer names
     #[arg(long, value_name = "COMMAND", requires = "trainer", requires = "edit")]
@@ -237,6 +244,12 @@ fn study(
     }
     if options.no_ahead {
         builder = builder.without_thinking_ahead();
+    }
+    if let Some(patience) = options.wait_for_quiet.and_then(|patience| patience.duration()) {
+        builder = builder.wait_for_quiet(patience);
+    }
+    if options.shared_machine {
+        builder = builder.shared_machine();
     }
     if options.allow_unsafe {
         builder = builder.allow_unsafe();

@@ -50,6 +50,8 @@ pub struct StudyBuilder {
     race: bool,
     sandbox: Sandbox,
     is_bounded: bool,
+    patience: Option<Duration>,
+    is_shared: bool,
     build_limit: Duration,
     objective: Option<CommandObjective>,
     rules: Rules,
@@ -84,6 +86,8 @@ impl StudyBuilder {
             race: true,
             sandbox: Sandbox::default(),
             is_bounded: true,
+            patience: None,
+            is_shared: false,
             build_limit: BUILD_LIMIT,
             objective: None,
             rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
@@ -309,6 +313,22 @@ impl StudyBuilder {
         self.stop.clone()
     }
 
+    /// How long to wait for a machine that does something else, before a trial that was disturbed by that is
+    /// measured again. Default: as long as a trial's budget.
+    ///
+    /// One that is disturbed three times is recorded as such, and nobody learns from it.
+    pub fn wait_for_quiet(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
+    /// Takes every measurement as it is, whatever else the machine does meanwhile: for one that is never quiet.
+    /// What each trial had of the machine stands in the ledger all the same.
+    pub fn shared_machine(mut self) -> Self {
+        self.is_shared = true;
+        self
+    }
+
     /// Lets `stop` end the study from another thread.
     pub fn stop_handle(mut self, stop: StopHandle) -> Self {
         self.stop = stop;
@@ -372,6 +392,7 @@ impl StudyBuilder {
             observers: self.observers,
             stop: self.stop,
             repairs: self.repairs,
+            patience: self.patience.or(self.budget.duration()).unwrap_or_default(),
             controls: self.controls,
             control_every: self.control_every,
             tried: Default::default(),
@@ -463,6 +484,8 @@ impl StudyBuilder {
                 cargo,
                 runner,
                 is_bounded: self.is_bounded,
+                baseline: None,
+                is_shared: self.is_shared,
             }),
         })
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Outcome, Result,
+    conditions::{Conditions, Watch},
     conversation::{Conversation, Heard},
     foreign::{self, Extent},
     laboratory::Halt,
@@ -46,6 +47,8 @@ pub(crate) struct Worker {
     is_examined: bool,
     log: PathBuf,
     most_in_all: Option<Duration>,
+    /// What it has of the machine, from when somebody wants to know.
+    watch: Option<Watch>,
 }
 
 /// Where a worker's output goes in the trial's folder.
@@ -144,6 +147,7 @@ impl Worker {
             is_examined: false,
             log,
             most_in_all: None,
+            watch: None,
         })
     }
 
@@ -306,6 +310,9 @@ impl Worker {
         task: &'static str,
     ) -> Result<(), Halt> {
         self.looked = Instant::now();
+        if let Some(watch) = &mut self.watch {
+            watch.glance();
+        }
         self.read_peak_memory();
         if self.stop.is_stopped() {
             return Err(Halt::Interrupted);
@@ -384,6 +391,16 @@ impl Worker {
             Answer::LoadFailed(_) | Answer::Failed(_) => "failure",
         };
         ended(Outcome::Rejected, format!("the worker answered a question with {kind}"))
+    }
+
+    /// Begins to note what it has of the machine.
+    pub(crate) fn watch(&mut self) {
+        self.watch = Watch::begin(self.group.child.id());
+    }
+
+    /// What it had since then. It must not have been killed.
+    pub(crate) fn conditions(&mut self) -> Option<Conditions> {
+        self.watch.take().map(Watch::end)
     }
 
     /// Kills what is left of the process and its group, and says how the process ended.

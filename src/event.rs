@@ -27,6 +27,9 @@ pub enum Event {
     ProposerRetired { proposer: String, reason: String },
     /// A proposal came to nothing by `reason`, and its author is mending it.
     Repairing { trial: usize, proposer: String, reason: String },
+    /// The machine did something else while a trial trained: what was measured says nothing about its source. It is
+    /// measured again when the machine is quiet, or after a while.
+    Disturbed { trial: usize, reason: String },
     /// There is a source, and it is being compiled.
     Building { trial: usize, proposer: String, description: String },
     /// The command runs, where the objective is a command's.

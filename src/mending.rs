@@ -3,12 +3,24 @@
 use crate::{
     Error, Event, Measurement, Outcome, Result, Study,
     builder::tell,
+    conditions::others_during,
     laboratory::{Attempt, Halt},
     proposer::Fault,
     source::identity,
     study::Origin,
 };
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// How often a trial is measured again because the machine did something else.
+pub(crate) const MOST_DISTURBED: usize = 2;
+
+/// The share of the processors that others may use on a quiet machine, and for how long on end, in seconds.
+const QUIET: f64 = 0.1;
+const QUIET_SECONDS: usize = 3;
 
 /// Bytes of a failed trial's log that go back to its proposer.
 const LOG_BYTES: usize = 16 << 10;
@@ -29,6 +41,7 @@ impl Study {
         origin: &mut Origin,
     ) -> Result<Option<Ending>> {
         let mut repairs = 0;
+        let mut disturbed = 0;
         loop {
             let (outcome, reason) = match self.measure(attempt, origin) {
                 Ok(()) => {
@@ -39,14 +52,40 @@ impl Study {
                 Err(Halt::Interrupted) => return Ok(None),
                 Err(Halt::Broken(error)) => return Err(error),
             };
+            if outcome == Outcome::Disturbed && disturbed < MOST_DISTURBED {
+                disturbed += 1;
+                self.wait_for_quiet(attempt.number, &reason);
+                // Without a baseline there is nothing to improve on; it stands for the machine as it is.
+                attempt.takes_any_conditions =
+                    disturbed == MOST_DISTURBED && matches!(origin, Origin::Baseline);
+                attempt.measurement = Measurement::default();
+                continue;
+            }
             if repairs < self.repairs && self.mend(attempt, origin, (&outcome, &reason))? {
                 repairs += 1;
+            } else if outcome == Outcome::Disturbed && !self.stop.is_stopped() {
+                // It is no evidence of anything: not for the judge, nor the race, nor whoever proposes.
+                attempt.forecast = None;
+                attempt.measurement.loss_curve = Default::default();
+                attempt.measurement.train_loss = None;
+                return Ok(Some(Ending { outcome, reason: Some(reason), repairs }));
             } else if self.stop.is_stopped() {
                 // It may have been stopped while it was being mended, and was never decided.
                 return Ok(None);
             } else {
                 return Ok(Some(Ending { outcome, reason: Some(reason), repairs }));
             }
+        }
+    }
+
+    /// Waits until nobody else computes, for a while.
+    pub(crate) fn wait_for_quiet(&self, trial: usize, reason: &str) {
+        self.tell(Event::Disturbed { trial, reason: reason.to_owned() });
+        let begun = Instant::now();
+        let mut quiet = 0;
+        while quiet < QUIET_SECONDS && begun.elapsed() < self.patience && !self.stop.is_stopped() {
+            let others = others_during(Duration::from_secs(1).min(self.patience));
+            quiet = if others.is_none_or(|share| share < QUIET) { quiet + 1 } else { 0 };
         }
     }
 
@@ -86,6 +125,7 @@ impl Study {
             // its chance.
             Outcome::Measured
             | Outcome::Pruned
+            | Outcome::Disturbed
             | Outcome::TimedOut
             | Outcome::Overran
             | Outcome::Rejected => {

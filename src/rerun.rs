@@ -3,6 +3,7 @@
 use crate::{
     Error, Event, Measurement, Outcome, Result, Study, foreign,
     laboratory::{Attempt, Halt, Source},
+    mending::MOST_DISTURBED,
 };
 use std::fs;
 
@@ -44,11 +45,24 @@ impl Study {
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         self.workspace.write(text)?;
         let mut attempt = Attempt::new(self.ledger.trials().len(), seed, folder);
-        let source = Source { text, folder: self.workspace.folder() };
-        let observers = &self.observers;
-        let measured = self.laboratory.measure(&mut attempt, &source, &|event| {
-            crate::builder::tell(observers, &event);
-        });
+        let mut disturbed = 0;
+        let measured = loop {
+            let source = Source { text, folder: self.workspace.folder() };
+            let observers = &self.observers;
+            let measured = self.laboratory.measure(&mut attempt, &source, &|event| {
+                crate::builder::tell(observers, &event);
+            });
+            match measured {
+                Err(Halt::Ended { outcome: Outcome::Disturbed, reason }) => {
+                    disturbed += 1;
+                    self.wait_for_quiet(attempt.number, &reason);
+                    // In the end it counts as it is: whoever asked has both sides of it measured here.
+                    attempt.takes_any_conditions = disturbed == MOST_DISTURBED;
+                    attempt.measurement = Measurement::default();
+                }
+                measured => break measured,
+            }
+        };
         self.workspace.reset()?;
         let (outcome, reason) = match measured {
             Ok(()) => (Outcome::Measured, None),

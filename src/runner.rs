@@ -3,6 +3,7 @@
 use crate::{
     Budget, Error, Outcome, Result,
     child::{Output, Worker, ended},
+    conditions::Conditions,
     data::Loader,
     effort::{Bounds, Effort},
     foreign,
@@ -138,6 +139,7 @@ impl Runner {
             let building = worker.start(self, job.library)?;
             let startup = spawned.elapsed();
 
+            worker.watch();
             let mut supply = Supply::begin(loader, self.setup.max_seq_len, job.budget);
             worker.ask(&Request::Train { budget: job.budget })?;
             let progress = self.teach(&mut worker, &mut supply, seen, &mut watch)?;
@@ -148,6 +150,7 @@ impl Runner {
             let times = supply.closed();
             // Before the weights are read, nobody is left who could change them.
             worker.read_peak_memory();
+            seen.conditions = worker.conditions();
             let _ = worker.end();
             if let Some((late, due)) = self.bounds.lateness(job.budget, &times) {
                 let (late, due) = (late.as_secs_f64(), due.as_secs_f64());
@@ -163,6 +166,7 @@ impl Runner {
             Ok(Trained { startup, building, training, saving, closing, progress })
         };
         let trained = session();
+        seen.conditions = seen.conditions.or_else(|| worker.conditions());
         worker.read_peak_memory();
         seen.peak_memory_mb = worker.peak_memory_mb;
         trained
@@ -289,6 +293,7 @@ fn check_saved(saved: &Path) -> Result<(), Halt> {
 pub(crate) struct Seen {
     pub peak_memory_mb: Option<f64>,
     pub handed_out: HandedOut,
+    pub conditions: Option<Conditions>,
 }
 
 /// A loss that is no number for as many reports, a second at least, never is one again: the rest of

@@ -22,6 +22,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// A search for a better trainer: a folder, a git branch, a ledger.
@@ -49,6 +50,8 @@ pub struct Study {
     pub(crate) stop: StopHandle,
     /// How often a proposal may be mended before it counts.
     pub(crate) repairs: usize,
+    /// How long to wait for a quiet machine.
+    pub(crate) patience: Duration,
     /// Control runs after the baseline.
     pub(crate) controls: usize,
     /// Trials from one control run of the incumbent to the next.
@@ -171,6 +174,10 @@ impl Study {
         };
         let Ending { outcome, reason, repairs } = ending;
         let mut entry = Entry { outcome, reason, repairs, ..self.entry(&origin)? };
+        if attempt.takes_any_conditions {
+            let remark = "measured on a busy machine: trials are compared with it as it was";
+            entry.proposal.remarks.push(remark.to_owned());
+        }
         match (attempt.measurement.cost(), &mut origin) {
             (Some(cost), Origin::Control { .. }) => {
                 self.judge.control(cost, attempt.seed);
@@ -189,7 +196,9 @@ impl Study {
                 let reason = entry.reason.unwrap_or_default();
                 return Err(Error::Baseline { reason, folder: attempt.folder });
             }
-            (None, _) if entry.outcome == Outcome::Pruned => entry.status = Status::Discard,
+            (None, _) if matches!(entry.outcome, Outcome::Pruned | Outcome::Disturbed) => {
+                entry.status = Status::Discard;
+            }
             (None, _) => {}
         }
         if let Origin::Proposed(turn) = &origin {
@@ -497,7 +506,10 @@ impl Study {
 
     fn note(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
         let identity = identity(self.workspace.edited(), source);
-        self.tried.entry(identity).or_insert(trial.trial);
+        // What was not measured may be tried again.
+        if trial.outcome != Outcome::Disturbed {
+            self.tried.entry(identity).or_insert(trial.trial);
+        }
         self.proposers.observe(trial, source, gain);
     }
 

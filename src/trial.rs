@@ -1,6 +1,7 @@
 //! A trial and what became of it: plain data, and the lines of the ledger.
 
 use crate::{
+    conditions::Conditions,
     effort::Effort,
     judge::Evidence,
     race::{Curve, Forecast},
@@ -117,6 +118,9 @@ pub struct Measurement {
     pub peak_memory_mb: Option<f64>,
     /// Peak memory on the accelerator, in MiB.
     pub peak_vram_mb: Option<f64>,
+    /// What the trainer had of the machine, where the system tells.
+    #[serde(default)]
+    pub conditions: Option<Conditions>,
     /// What was needed beside the training budget. The baseline's is what others are held to.
     #[serde(default)]
     pub effort: Option<Effort>,
@@ -176,6 +180,8 @@ pub enum Outcome {
     Overran,
     /// It was stopped before its budget was spent, because its loss made a win improbable.
     Pruned,
+    /// The machine did something else meanwhile, so that what was measured says nothing about the source.
+    Disturbed,
     /// The worker filled its scratch folder beyond the limit and was killed.
     OutOfSpace,
     /// The exam's answers contradict each other or are no answers.

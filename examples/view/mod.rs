@@ -86,6 +86,9 @@ impl Log {
                 };
                 Some(format!("        {proposer} failed: {reason}{pause}"))
             }
+            Event::Disturbed { trial, reason } => Some(format!(
+                "        trial {trial} was disturbed: {reason}; measured again when the machine is quiet"
+            )),
             Event::Noted { remark } => Some(format!("note    {remark}")),
             Event::ProposerRetired { proposer, reason } => {
                 Some(format!("        {proposer} is asked no more: {reason}"))

@@ -82,6 +82,8 @@ pub(crate) struct Attempt {
     /// Whom it has to beat, if it may be stopped before its budget is spent.
     pub race: Option<Race>,
     pub forecast: Option<Forecast>,
+    /// Whether a measurement counts however the machine was: there may be no better one.
+    pub takes_any_conditions: bool,
     pub begun: Instant,
     pub started: jiff::Timestamp,
 }
@@ -99,6 +101,7 @@ impl Attempt {
             built: None,
             race: None,
             forecast: None,
+            takes_any_conditions: false,
             begun: Instant::now(),
             started: jiff::Timestamp::now(),
         }

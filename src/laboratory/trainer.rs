@@ -2,7 +2,7 @@
 
 use super::{Attempt, Builder, Built, Halt, Laboratory, Source};
 use crate::{
-    Budget, Effort, Error, Event, Outcome, Trial,
+    Budget, Conditions, Effort, Error, Event, Outcome, Trial,
     cargo::{Build, Cargo},
     exam::{Candidate, Exam},
     hash::sha256,
@@ -30,6 +30,10 @@ pub(crate) struct TrainerLaboratory {
     pub runner: Runner,
     /// Whether candidates are held to what the baseline needed beside the budget.
     pub is_bounded: bool,
+    /// Whether measurements count however busy the machine is.
+    pub is_shared: bool,
+    /// What the baseline had of the machine.
+    pub baseline: Option<Conditions>,
 }
 
 impl Laboratory for TrainerLaboratory {
@@ -43,7 +47,19 @@ impl Laboratory for TrainerLaboratory {
         let library = attempt.folder.join(library_name());
         self.build(attempt, source.text, &library, tell)?;
         let checkpoint = attempt.folder.join(CHECKPOINT);
-        let (saving, effort) = self.train(attempt, &library, &checkpoint, tell)?;
+        let trained = self.train(attempt, &library, &checkpoint, tell);
+        let (saving, effort) = match (self.disturbance(attempt), trained) {
+            // Who took longer than allowed, or was behind, may have been robbed of the time.
+            (Some(reason), Ok(_))
+            | (
+                Some(reason),
+                Err(Halt::Ended {
+                    outcome: Outcome::Pruned | Outcome::TimedOut | Outcome::Overran,
+                    ..
+                }),
+            ) => return Err(Halt::Ended { outcome: Outcome::Disturbed, reason }),
+            (_, trained) => trained?,
+        };
         attempt.measurement.num_params = count_parameters(&checkpoint);
 
         let begun = Instant::now();
@@ -63,8 +79,11 @@ impl Laboratory for TrainerLaboratory {
 
     fn remember(&mut self, trial: &Trial) {
         let is_baseline = trial.trial == 0 || trial.repeats == Some(0);
-        if self.is_bounded && is_baseline && trial.outcome.is_measured() {
-            self.runner.bounds.learn(&trial.measurement);
+        if is_baseline && trial.outcome.is_measured() {
+            if self.is_bounded {
+                self.runner.bounds.learn(&trial.measurement);
+            }
+            self.baseline = self.baseline.or(trial.measurement.conditions);
         }
     }
 
@@ -125,6 +144,15 @@ pub(crate) fn library_name() -> String {
 }
 
 impl TrainerLaboratory {
+    /// Why what was measured says nothing of the source, if it does not. A budget in steps is as long as it
+    /// is, whoever else computes.
+    fn disturbance(&self, attempt: &Attempt) -> Option<String> {
+        let matters =
+            self.budget.duration().is_some() && !self.is_shared && !attempt.takes_any_conditions;
+        let conditions = attempt.measurement.conditions.filter(|_| matters)?;
+        conditions.disturbance(self.baseline.as_ref())
+    }
+
     /// A hash of the weights that an attempt's library builds under a seed; `None` where it fails.
     fn first_weights(&self, attempt: &Attempt, seed: u64) -> Result<Option<String>, Halt> {
         let library = attempt.folder.join(library_name());
@@ -215,6 +243,7 @@ impl TrainerLaboratory {
         let _ = losses.flush();
         measurement.loss_curve = recorder.finish();
         measurement.peak_memory_mb = seen.peak_memory_mb;
+        measurement.conditions = seen.conditions;
         let handed_out = seen.handed_out;
         if handed_out.steps > 0 {
             *first_batch = handed_out.first_batch;

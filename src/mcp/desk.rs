@@ -302,6 +302,9 @@ fn verdict(trial: &Trial) -> String {
         Status::Discard if trial.outcome == Outcome::Pruned => {
             format!("Trial {number} was stopped before its budget was spent{reason}.")
         }
+        Status::Discard if trial.outcome == Outcome::Disturbed => {
+            format!("Trial {number} was not measured{reason}: submit it again if you like.")
+        }
         Status::Discard => format!("Trial {number} was discarded: {score}{reason}."),
         Status::Crash => {
             let outcome = json!(trial.outcome);

@@ -176,6 +176,10 @@ fn one_line(brief: &Brief<'_>, trial: &Trial) -> String {
             let reason = trial.reason.as_deref().unwrap_or_default();
             format!("- trial {number}: {description}: {}", line(reason, 200))
         }
+        (_, None, _) if trial.outcome == Outcome::Disturbed => format!(
+            "- trial {number}, not measured, since the machine was busy with something else; as good an \
+             idea as before: {description}"
+        ),
         (_, None, _) if trial.outcome == Outcome::Pruned => {
             let share = trial.forecast.map_or(String::new(), |forecast| {
                 format!(" at {:.0} % of its budget", 100.0 * forecast.progress)

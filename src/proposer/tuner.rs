@@ -116,8 +116,8 @@ impl Proposer for Tuner {
     }
 
     fn observe(&mut self, trial: &Trial, source: &str) {
-        // A refused source was never run.
-        if trial.outcome != Outcome::Refused {
+        // A refused source was never run, and one that was disturbed might as well not have been.
+        if !matches!(trial.outcome, Outcome::Refused | Outcome::Disturbed) {
             let foreseen = || trial.forecast.map(|forecast| forecast.cost);
             let cost = trial.cost().or_else(foreseen).filter(|cost| !cost.is_nan());
             self.observations.push_back(Observation {
@@ -135,7 +135,9 @@ impl Tuner {
     /// What the history has that was not there the last time.
     fn read(&mut self, history: &[Trial], name: &str) {
         for trial in history.get(self.read..).unwrap_or_default() {
-            self.tried.insert(trial.source_sha256.clone());
+            if trial.outcome != Outcome::Disturbed {
+                self.tried.insert(trial.source_sha256.clone());
+            }
             let is_own = trial.proposer == name;
             self.has_company |= trial.trial > 0 && trial.repeats.is_none() && !is_own;
         }

@@ -71,6 +71,8 @@ pub fn study(dir: &Path, corpus: &Path) -> StudyBuilder {
         .exam_comparisons(64)
         .threads(1)
         .controls(0)
+        // Tests run beside each other.
+        .shared_machine()
         .budget(Budget::Steps(30))
 }
 
