@@ -6,11 +6,12 @@
 
 use crate::{
     Error, Result,
-    environment::{cargo, cargo_that_downloads},
+    environment::{cargo, cargo_at, cargo_that_downloads},
     hash::sha256,
     lifeline,
     process::Group,
     project::write_if_changed,
+    settings,
     stop::StopHandle,
     trainer_crate::{EDITED, TrainerCrate, normalised},
     worker::{self, sandbox::Confinement},
@@ -37,6 +38,10 @@ pub struct Cargo {
     limit: Duration,
     /// What the compiler of the trainer's own crates is confined to.
     sandbox: Option<Confinement>,
+    /// A home for cargo without the user's settings, if those must not be known, and the toolchain as it is called
+    /// without a setting's help.
+    home: Option<PathBuf>,
+    sysroot: Option<PathBuf>,
     stop: StopHandle,
 }
 
@@ -66,8 +71,13 @@ impl Cargo {
     /// No cargo, no write access to the cache, or dependencies that are neither on the machine nor
     /// to be had.
     pub fn open(trainer: &TrainerCrate, cache: &Path, stop: StopHandle) -> Result<Self> {
-        let toolchain = toolchain(trainer.folder())?;
         let folder = cache.join("crates").join(&trainer.fingerprint()[..16]);
+        {
+            let _lock = lock_at(&cache.join("crates/.overnight-lock"))?;
+            trainer.project().lay_out(&folder)?;
+        }
+        // Of where builds happen: a file or a setting above the user's folder may name another one.
+        let toolchain = toolchain(&folder)?;
         let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
         let fixed = trainer.project().fixed.keys().map(|name| folder.join(name)).collect();
@@ -79,10 +89,15 @@ impl Cargo {
             crates: 0,
             limit: BUILD_LIMIT,
             sandbox: None,
+            home: None,
+            sysroot: None,
             stop,
         };
         let _lock = cargo.lock()?;
-        trainer.project().lay_out(&cargo.folder)?;
+        cargo.home = settings::home_for(&cargo.folder, &cargo.target.join(".overnight-cargo"))?;
+        if cargo.home.is_some() {
+            cargo.sysroot = Some(sysroot(&cargo.folder)?);
+        }
         fetch(&cargo.folder)?;
         cargo.crates = cargo.count_crates()?;
         Ok(cargo)
@@ -148,9 +163,9 @@ impl Cargo {
         }
         // Not what another sandbox left.
         let _ = fs::remove_dir_all(folder.join("target"));
-        let mut command = self.command("build");
+        let mut command = self.command("build", &folder);
         command.args(["--offline", "--target-dir"]).arg(folder.join("target"));
-        let output = lifeline::output(command.current_dir(&folder));
+        let output = lifeline::output(&mut command);
         let output = output.map_err(|error| missing("cargo", error))?;
         if !output.status.success() {
             return Ok(Some(last_lines(&String::from_utf8_lossy(&output.stderr))));
@@ -162,10 +177,7 @@ impl Cargo {
     /// One build at a time over all studies, until the file is dropped: they share the crate's copy and
     /// the target folder, and two trainers of one name would overwrite each other's library.
     fn lock(&self) -> Result<File> {
-        let path = self.target.join(".overnight-lock");
-        let lock = File::create(&path).map_err(Error::io("create", &path))?;
-        lock.lock().map_err(Error::io("lock", &path))?;
-        Ok(lock)
+        lock_at(&self.target.join(".overnight-lock"))
     }
 
     /// Where compilers put what they need for a moment.
@@ -250,7 +262,8 @@ impl Cargo {
     }
 
     fn compile(&self, library: &Path, progress: &mut impl FnMut(u64, u64)) -> Result<Build> {
-        let mut command = self.command("build");
+        let begun = SystemTime::now();
+        let mut command = self.command("build", &self.folder);
         command.args(["--release", "--offline", "--locked", "--lib", "--message-format=json"]);
         command.arg("--target-dir").arg(&self.target);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -280,6 +293,7 @@ impl Cargo {
         let mut done = 0;
         let mut heard = Instant::now();
         let mut artifact = None;
+        let mut is_fresh = false;
         let mut rendered = String::new();
         let mut reason = None;
         loop {
@@ -305,6 +319,7 @@ impl Cargo {
                             .into_iter()
                             .map(PathBuf::from)
                             .find(|file| is_library(file));
+                        is_fresh = built.fresh;
                     }
                 }
                 Ok(Ok(Message::CompilerMessage(message))) => {
@@ -338,7 +353,8 @@ impl Cargo {
         }
         match (status.success(), artifact, reason) {
             (true, Some(built), _) => {
-                if let Some(reason) = self.reads_elsewhere()? {
+                let since = Some(begun).filter(|_| !is_fresh);
+                if let Some(reason) = self.reads_elsewhere(&built, since)? {
                     return Ok(Build::Refused { rendered: reason.clone(), reason });
                 }
                 fs::copy(&built, library).map_err(Error::io("copy the library to", library))?;
@@ -363,10 +379,20 @@ impl Cargo {
 
     /// What the build of the trainer read beside the crate's own files: `include_str!` and `env!`
     /// would carry it into the library. The compiler lists it all in `deps/<crate>.d`.
-    fn reads_elsewhere(&self) -> Result<Option<String>> {
+    ///
+    /// It lies beside the library that cargo told of; a list from before `since` is of another build.
+    fn reads_elsewhere(&self, built: &Path, since: Option<SystemTime>) -> Result<Option<String>> {
         let name = self.manifest_name("lib")?.map_or_else(|| self.name(), Ok)?;
-        let path = self.target.join("release/deps").join(format!("{}.d", name.replace('-', "_")));
-        let listed = fs::read_to_string(&path).map_err(Error::io("read", path))?;
+        let folder = built.parent().unwrap_or(&self.target);
+        let path = folder.join("deps").join(format!("{}.d", name.replace('-', "_")));
+        let listed = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let written = fs::metadata(&path).and_then(|list| list.modified());
+        let written = written.map_err(Error::io("look at", &path))?;
+        // Some file systems know whole seconds only.
+        if since.is_some_and(|since| written + Duration::from_secs(2) < since) {
+            let old = std::io::Error::other("it is older than the build that it should list");
+            return Err(Error::io("trust", path)(old));
+        }
         Ok(foreign_input(&listed, &self.folder))
     }
 
@@ -386,7 +412,7 @@ impl Cargo {
     /// How many crates a build from nothing compiles on this system.
     fn count_crates(&self) -> Result<u64> {
         let host = self.toolchain.lines().find_map(|line| line.strip_prefix("host: "));
-        let mut command = self.command("metadata");
+        let mut command = self.command("metadata", &self.folder);
         command.args(["--format-version=1", "--offline", "--locked"]);
         command.args(host.into_iter().flat_map(|host| ["--filter-platform", host]));
         let output = lifeline::output(&mut command).map_err(|error| missing("cargo", error))?;
@@ -402,13 +428,26 @@ impl Cargo {
         }
     }
 
-    fn command(&self, verb: &str) -> Command {
+    /// cargo, for the crate in `folder`.
+    fn command(&self, verb: &str, folder: &Path) -> Command {
         let mut command = cargo();
+        if let (Some(home), Some(sysroot)) = (&self.home, &self.sysroot) {
+            let [own, rustc] = ["cargo", "rustc"].map(|name| {
+                sysroot.join("bin").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
+            });
+            if own.is_file() {
+                command = cargo_at(&own);
+            }
+            // The root has no folder above it with a configuration.
+            command.env("CARGO_HOME", home).env("RUSTC", rustc).current_dir("/");
+            command.arg(verb).arg("--manifest-path").arg(folder.join("Cargo.toml"));
+        } else {
+            command.arg(verb).current_dir(folder);
+        }
         if let Some(confinement) = &self.sandbox {
             command.env("RUSTC_WORKSPACE_WRAPPER", self.compiler()).env("TMPDIR", self.temporary());
             command.envs(worker::compiler_variable(confinement));
         }
-        command.arg(verb).current_dir(&self.folder);
         command
     }
 }
@@ -422,6 +461,14 @@ fn sysroot(folder: &Path) -> Result<PathBuf> {
     let output = Command::new("rustc").args(["--print", "sysroot"]).current_dir(folder).output();
     let output = output.map_err(|error| missing("rustc", error))?;
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+fn lock_at(path: &Path) -> Result<File> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    let lock = File::create(path).map_err(Error::io("create", path))?;
+    lock.lock().map_err(Error::io("lock", path))?;
+    Ok(lock)
 }
 
 fn kernel() -> String {

@@ -1,6 +1,6 @@
 //! What cargo, and all that it starts, is told of the environment.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 /// What a compiler and the build scripts of dependencies may know of the environment: where things
 /// are, and how a card is compiled for. What changes what cargo builds is not among it, nor any key.
@@ -66,12 +66,17 @@ fn is_passed_on(name: &str, value: &str, purpose: Purpose) -> bool {
 /// `cargo`, with a part of the environment: a source could have the rest told by the compiler, and an
 /// outer cargo or a user's shell would change what is built, and so rebuild every dependency.
 pub(crate) fn cargo() -> Command {
-    cargo_for(Purpose::Build)
+    cargo_for(Path::new("cargo"), Purpose::Build)
+}
+
+/// The same, of a toolchain that is called by its place.
+pub(crate) fn cargo_at(program: &Path) -> Command {
+    cargo_for(program, Purpose::Build)
 }
 
 /// The same, for what may download.
 pub(crate) fn cargo_that_downloads() -> Command {
-    cargo_for(Purpose::Download)
+    cargo_for(Path::new("cargo"), Purpose::Download)
 }
 
 /// What cargo is started for.
@@ -81,11 +86,15 @@ enum Purpose {
     Download,
 }
 
-fn cargo_for(purpose: Purpose) -> Command {
-    let mut command = Command::new("cargo");
+fn cargo_for(program: &Path, purpose: Purpose) -> Command {
+    let mut command = Command::new(program);
     command.env_clear().envs(std::env::vars_os().filter(|(name, value)| {
         name.to_str().is_some_and(|name| is_passed_on(name, &value.to_string_lossy(), purpose))
     }));
+    if purpose == Purpose::Download {
+        // Nothing is compiled, and cargo would run the user's wrapper to ask for a version.
+        command.env("RUSTC_WRAPPER", "").env("RUSTC_WORKSPACE_WRAPPER", "");
+    }
     command
 }
 

@@ -36,6 +36,7 @@ pub mod race;
 pub mod report;
 mod rerun;
 mod runner;
+mod settings;
 mod source;
 mod stop;
 mod study;

@@ -21,6 +21,7 @@ mod objective;
 mod outcomes;
 mod proposing;
 mod racing;
+mod reported;
 mod scripted;
 mod surviving;
 mod template;
@@ -157,6 +158,18 @@ fn main() {
             without_a_race_everybody_comes_in,
             a_trainer_that_lies_about_its_loss_gains_nothing_and_harms_nobody,
             a_study_from_before_the_race_is_opened_either_way;
+        reported:
+            a_source_that_nests_without_end_ends_no_study,
+            who_panics_ends_no_night,
+            two_replays_each_know_their_own_trials,
+            nobody_who_proposes_learns_the_test_score,
+            an_agent_that_breaks_its_folder_finds_a_whole_one_next_time,
+            an_agent_that_links_out_of_its_folder_reaches_nothing,
+            an_editors_line_ends_are_no_change,
+            the_callers_repository_is_nobodys_business,
+            the_users_cargo_settings_change_nothing,
+            a_toolchain_file_above_the_trainer_changes_nothing,
+            a_script_of_the_project_runs_and_the_tuner_reads_its_language;
         surviving:
             a_last_line_that_lacks_only_its_end_is_kept,
             trials_without_their_configuration_are_not_gone_on_with,

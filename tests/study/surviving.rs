@@ -19,6 +19,9 @@ pub const SOURCE: &str = "OVERNIGHT_TEST_SOURCE";
 /// The command line of an agent that proposes for a victim in the place of sources.
 pub const AGENT: &str = "OVERNIGHT_TEST_AGENT";
 
+/// How many trials a victim carries out.
+pub const TRIALS: &str = "OVERNIGHT_TEST_TRIALS";
+
 /// Has a victim look after Ctrl-C and the signals like it, as a user's program does.
 pub const ENDS_WELL: &str = "OVERNIGHT_TEST_ENDS_WELL";
 
@@ -61,7 +64,10 @@ pub fn run_if_victim() {
         };
         // A study whose last owner is being killed may be locked for a moment.
         let ended = match study.open() {
-            Ok(mut study) => study.optimize(None),
+            Ok(mut study) => {
+                let trials = std::env::var(TRIALS).ok().map(|trials| trials.parse().unwrap());
+                study.optimize(trials)
+            }
             Err(Error::Locked { .. }) => Ok(()),
             Err(error) => Err(error),
         };
