@@ -360,6 +360,17 @@ impl StudyBuilder {
             race: self.race,
             objective: subject.objective,
         };
+        // Before anything is written: another folder, or another source, may be the answer.
+        let is_given = !self.proposers.is_empty();
+        if !is_given {
+            self.proposers.push(Box::new(Tuner::new(self.seed)));
+        }
+        let roster = Roster::new(self.proposers, self.allowance, self.first_pause);
+        if is_given {
+            for remark in roster.check(&subject.project.edited, &subject.project.source)? {
+                tell(&self.observers, &Event::Noted { remark });
+            }
+        }
         config.freeze(&dir)?;
         let ledger = Ledger::open(&dir)?;
         let (workspace, remarks) = workspace::resume(&dir, &subject.project, &ledger)?;
@@ -373,16 +384,13 @@ impl StudyBuilder {
             finished: ledger.trials().len(),
         };
         tell(&self.observers, &opened);
-        if self.proposers.is_empty() {
-            self.proposers.push(Box::new(Tuner::new(self.seed)));
-        }
         let mut study = Study {
             dir,
             _lock: lock,
             config,
             program: self.program,
             references: subject.references,
-            proposers: Ahead::new(Roster::new(self.proposers, self.allowance, self.first_pause)),
+            proposers: Ahead::new(roster),
             thinks_ahead: self.thinks_ahead,
             goes_on: false,
             baseline: subject.project.source,

@@ -7,6 +7,7 @@
 use crate::{
     Error, Result,
     environment::{cargo, cargo_at, cargo_that_downloads},
+    foreign,
     hash::sha256,
     lifeline,
     process::Group,
@@ -224,6 +225,13 @@ impl Cargo {
             fs::write(&last, own).map_err(Error::io("write", &last))?;
         }
         Ok(build)
+    }
+
+    /// Throws away all that was compiled: what a full disk or a power cut damaged, cargo takes for whole.
+    pub(crate) fn start_afresh(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        let built = self.target.join("release");
+        foreign::remove(&built).map_err(Error::io("remove", built))
     }
 
     /// There while a compiler is at work, and after one that was killed or broke down.

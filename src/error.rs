@@ -44,6 +44,13 @@ pub enum Error {
     )]
     OtherConfiguration { folder: PathBuf, differences: String },
 
+    /// What worked before works no more, though nobody has changed it.
+    #[error(
+        "this machine has a fault: the source of trial {trial}, which was measured before, fails now \
+         ({problem}), also after all was compiled anew; nothing is lost, mend the machine and start again"
+    )]
+    Machine { trial: usize, problem: String },
+
     /// Nobody knows what the trials in a ledger were measured under.
     #[error(
         "{} has trials and no study.json, which says what they were measured under: put it back, or \

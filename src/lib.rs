@@ -12,6 +12,7 @@ mod conditions;
 mod config;
 mod conversation;
 pub mod data;
+mod doubting;
 mod effort;
 mod environment;
 mod error;

@@ -4,6 +4,7 @@ use crate::{
     Error, Event, Measurement, Outcome, Result, Study,
     builder::tell,
     conditions::others_during,
+    doubting::Doubt,
     laboratory::{Attempt, Halt},
     proposer::Fault,
     source::identity,
@@ -41,7 +42,7 @@ impl Study {
         origin: &mut Origin,
     ) -> Result<Option<Ending>> {
         let mut repairs = 0;
-        let mut disturbed = 0;
+        let (mut disturbed, mut is_doubted) = (0, false);
         loop {
             let (outcome, reason) = match self.measure(attempt, origin) {
                 Ok(()) => {
@@ -50,6 +51,15 @@ impl Study {
                 }
                 Err(Halt::Ended { outcome, reason }) => (outcome, reason),
                 Err(Halt::Interrupted) => return Ok(None),
+                // No word of the source: what cargo keeps may be damaged.
+                Err(Halt::Broken(error @ Error::Command { .. })) if !is_doubted => {
+                    is_doubted = true;
+                    match self.doubt()? {
+                        Doubt::Mended => continue,
+                        Doubt::Dispelled => return Err(error),
+                        Doubt::Stopped => return Ok(None),
+                    }
+                }
                 Err(Halt::Broken(error)) => return Err(error),
             };
             if outcome == Outcome::Disturbed && disturbed < MOST_DISTURBED {
@@ -60,6 +70,20 @@ impl Study {
                     disturbed == MOST_DISTURBED && matches!(origin, Origin::Baseline);
                 attempt.measurement = Measurement::default();
                 continue;
+            }
+            if !is_doubted
+                && self.ledger.incumbent().is_some()
+                && self.is_doubtful(&outcome, &reason)
+            {
+                is_doubted = true;
+                match self.doubt()? {
+                    Doubt::Dispelled => {}
+                    Doubt::Mended => {
+                        attempt.measurement = Measurement::default();
+                        continue;
+                    }
+                    Doubt::Stopped => return Ok(None),
+                }
             }
             if repairs < self.repairs && self.mend(attempt, origin, (&outcome, &reason))? {
                 repairs += 1;

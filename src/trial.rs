@@ -55,7 +55,7 @@ pub struct Trial {
     /// How often the proposal was mended before it came to this.
     #[serde(default)]
     pub repairs: usize,
-    /// What the human should know of the proposal, such as edits that were put back.
+    /// What the human should know of the proposal, such as edits beside the edited file.
     #[serde(default)]
     pub remarks: Vec<String>,
 }

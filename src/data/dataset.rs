@@ -6,7 +6,7 @@ use super::{
     tokenizer::{LARGEST_VOCABULARY, SMALLEST_VOCABULARY, Tokenizer},
 };
 use crate::{
-    Error, Result,
+    Error, Result, foreign,
     hash::{sha256_of_file, sha256_of_parts},
 };
 use serde::{Deserialize, Serialize};
@@ -121,9 +121,11 @@ impl Dataset {
         if let Some(left_out) = source.left_out() {
             name += &format!(" ({left_out})");
         }
-        if let Some(facts) = read_facts(&dir)? {
+        if let Some(facts) = read_facts(&dir).filter(|facts| is_whole(&dir, facts)) {
             return Ok(Self { dir, name, facts });
         }
+        // A disk that was full, or a power cut. Who has it open goes on with what he has.
+        foreign::remove(&dir).map_err(Error::io("remove", &dir))?;
         fs::create_dir_all(&options.cache_dir).map_err(Error::io("create", &options.cache_dir))?;
         let corpus = source.read(&options.cache_dir, |done, total| {
             progress(Preparing { stage: Stage::Reading, done, total });
@@ -135,7 +137,7 @@ impl Dataset {
         let facts = write(&corpus, options.vocab_size, draft.path(), &mut progress)?;
         if let Err(error) = fs::rename(draft.path(), &dir) {
             // Another process may have been faster, with the same result.
-            return match read_facts(&dir)? {
+            return match read_facts(&dir) {
                 Some(facts) => Ok(Self { dir, name, facts }),
                 None => Err(Error::io("create", dir)(error)),
             };
@@ -203,17 +205,25 @@ fn file_name(split: Split) -> &'static str {
     }
 }
 
-fn read_facts(dir: &Path) -> Result<Option<Facts>> {
-    let path = dir.join("dataset.json");
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read", path)(error)),
-    };
-    serde_json::from_slice(&text).map(Some).map_err(|error| Error::Data {
-        what: path.display().to_string(),
-        problem: format!("{error}; delete its folder, and it will be prepared anew"),
-    })
+/// `None`: there are none, or none that can be read.
+fn read_facts(dir: &Path) -> Option<Facts> {
+    serde_json::from_slice(&fs::read(dir.join("dataset.json")).ok()?).ok()
+}
+
+/// Whether the files are those that were written: a night on others would measure something else.
+fn is_whole(dir: &Path, facts: &Facts) -> bool {
+    fingerprint(dir).is_ok_and(|fingerprint| fingerprint == facts.fingerprint)
+}
+
+/// SHA-256 over those of the tokenizer and the token files.
+fn fingerprint(dir: &Path) -> Result<String> {
+    let files = [Split::Train, Split::Validation, Split::Test].map(file_name);
+    let mut hashes = Vec::new();
+    for name in std::iter::once("tokenizer.json").chain(files) {
+        let path = dir.join(name);
+        hashes.push(sha256_of_file(&path).map_err(Error::io("read", &path))?);
+    }
+    Ok(sha256_of_parts(hashes.iter().map(String::as_bytes)))
 }
 
 fn write(
@@ -255,14 +265,8 @@ fn write(
         TokenFile::write(&dir.join(file_name(*split)), &documents)?;
     }
 
-    let mut hashes = Vec::new();
-    let files = splits.iter().map(|(split, _)| file_name(*split));
-    for name in std::iter::once("tokenizer.json").chain(files) {
-        let path = dir.join(name);
-        hashes.push(sha256_of_file(&path).map_err(Error::io("read", &path))?);
-    }
     let facts = Facts {
-        fingerprint: sha256_of_parts(hashes.iter().map(String::as_bytes)),
+        fingerprint: fingerprint(dir)?,
         vocab_size: tokenizer.vocab_size(),
         bos: tokenizer.bos()?,
         token_bytes: tokenizer.token_bytes(),
@@ -329,6 +333,34 @@ mod tests {
         assert_ne!(first.fingerprint(), other.fingerprint());
         let leftovers = fs::read_dir(&options.cache_dir).unwrap().count();
         assert_eq!(leftovers, 2, "drafts are left behind");
+    }
+
+    #[test]
+    fn what_was_damaged_is_prepared_anew() {
+        let texts = tempfile::tempdir().unwrap();
+        let words = (0..8000).map(|n| format!("word {n} "));
+        fs::write(texts.path().join("a.txt"), words.collect::<String>()).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let options = PrepareOptions { vocab_size: 300, cache_dir: cache.path().to_owned() };
+        let spec = DataSpec::Text(texts.path().to_owned());
+        let prepare = || Dataset::prepare(&spec, &options, |_| {}).unwrap();
+        let whole = prepare();
+        let path = whole.path(Split::Train);
+        let bytes = fs::read(&path).unwrap();
+        for damage in ["cut", "changed", "gone", "facts"] {
+            match damage {
+                "cut" => fs::write(&path, &bytes[..bytes.len() / 2]).unwrap(),
+                "changed" => {
+                    let mut other = bytes.clone();
+                    *other.last_mut().unwrap() ^= 1;
+                    fs::write(&path, other).unwrap();
+                }
+                "gone" => fs::remove_file(&path).unwrap(),
+                _ => fs::write(whole.dir().join("dataset.json"), "{").unwrap(),
+            }
+            assert_eq!(prepare().fingerprint(), whole.fingerprint(), "{damage}");
+            assert_eq!(fs::read(&path).unwrap(), bytes, "{damage}");
+        }
     }
 
     #[test]

@@ -26,6 +26,17 @@ pub(crate) trait Laboratory: Send {
         tell: &dyn Fn(Event),
     ) -> Result<(), Halt>;
 
+    /// Builds a source that was measured before, and has it train for a moment. What fails now is the
+    /// machine's fault.
+    fn probe(&mut self, _source: &Source<'_>, _folder: &Path) -> Result<(), Halt> {
+        Ok(())
+    }
+
+    /// Throws away what was kept on the machine to save work, and may be damaged.
+    fn start_afresh(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Hears of every trial that stands in the ledger.
     fn remember(&mut self, _trial: &Trial) {}
 

@@ -77,6 +77,30 @@ impl Laboratory for TrainerLaboratory {
         Ok(())
     }
 
+    fn probe(&mut self, source: &Source<'_>, folder: &Path) -> Result<(), Halt> {
+        let library = folder.join(library_name());
+        match self.cargo.build(source.text, &library, |_, _| {})? {
+            Build::Built => {}
+            Build::Interrupted => return Err(Halt::Interrupted),
+            Build::Refused { reason, .. } => {
+                return Err(Halt::Ended { outcome: Outcome::BuildFailed, reason });
+            }
+        }
+        let job = TrainJob {
+            library: &library,
+            tokens: &self.tokens,
+            bos: self.bos,
+            budget: Budget::Steps(STEPS_OF_A_PROBE),
+            folder,
+            checkpoint: &folder.join(CHECKPOINT),
+        };
+        self.runner.train(&job, &mut Seen::default(), |_| Ok(())).map(drop)
+    }
+
+    fn start_afresh(&mut self) -> Result<(), Error> {
+        self.cargo.start_afresh()
+    }
+
     fn remember(&mut self, trial: &Trial) {
         let is_baseline = trial.trial == 0 || trial.repeats == Some(0);
         if is_baseline && trial.outcome.is_measured() {
@@ -134,6 +158,9 @@ impl Laboratory for TrainerLaboratory {
         }))
     }
 }
+
+/// Steps that show whether a trainer runs at all.
+const STEPS_OF_A_PROBE: u64 = 2;
 
 /// A trained model's weights, in a trial's folder.
 pub(crate) const CHECKPOINT: &str = "model.safetensors";

@@ -38,6 +38,16 @@ pub trait Proposer: Send {
     /// A short name for the ledger, such as `tuner`.
     fn name(&self) -> &str;
 
+    /// Whether it will be able to propose, asked once when a study opens: what is missing is better known before
+    /// the baseline is measured than after. `baseline` is the text of the file `edited`.
+    ///
+    /// # Errors
+    /// What would keep it from proposing at all.
+    fn check(&self, edited: &str, baseline: &str) -> Result<(), ProposeError> {
+        let _ = (edited, baseline);
+        Ok(())
+    }
+
     /// The next source to try.
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError>;
 
@@ -89,6 +99,10 @@ where
 impl Proposer for Box<dyn Proposer> {
     fn name(&self) -> &str {
         (**self).name()
+    }
+
+    fn check(&self, edited: &str, baseline: &str) -> Result<(), ProposeError> {
+        (**self).check(edited, baseline)
     }
 
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {

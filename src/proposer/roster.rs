@@ -121,6 +121,26 @@ impl Roster {
         Self { members, allowance, first_pause }
     }
 
+    /// Asks everybody whether there will be something to propose; what those say who will not.
+    ///
+    /// # Errors
+    /// Nobody will.
+    pub(crate) fn check(&self, edited: &str, baseline: &str) -> Result<Vec<String>> {
+        let mut complaints = Vec::new();
+        for Member { name, proposer, .. } in &self.members {
+            let checked = catch_unwind(AssertUnwindSafe(|| proposer.check(edited, baseline)));
+            if let Ok(Err(error)) = checked {
+                complaints.push((name.clone(), error));
+            }
+        }
+        if complaints.len() == self.members.len()
+            && let Some((proposer, source)) = complaints.first().cloned()
+        {
+            return Err(Error::Proposer { proposer, source });
+        }
+        Ok(complaints.iter().map(|(name, error)| format!("{name}: {error}")).collect())
+    }
+
     /// Whether somebody would rather be asked ahead.
     pub(crate) fn thinks(&self) -> bool {
         self.members.iter().any(|member| member.out.is_none() && member.thinks())

@@ -80,14 +80,12 @@ impl Proposer for Tuner {
         "tuner"
     }
 
+    fn check(&self, edited: &str, baseline: &str) -> Result<(), ProposeError> {
+        knobs_of(edited, baseline).map(drop).map_err(ProposeError::Unable)
+    }
+
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
-        let mut knobs = knobs::find(brief.edited, brief.source);
-        if knobs.as_ref().is_ok_and(Vec::is_empty) {
-            knobs = Err(format!(
-                "no constant of the source says how it may be changed; add a comment, as in {}",
-                knobs::EXAMPLES
-            ));
-        }
+        let knobs = knobs_of(brief.edited, brief.source);
         // Where somebody else writes sources too, the next one may be better to turn.
         self.read(brief.history, brief.proposer);
         let hopeless = if self.has_company { ProposeError::Failed } else { ProposeError::Unable };
@@ -161,6 +159,18 @@ impl Tuner {
         }
         Ok(estimator)
     }
+}
+
+/// The knobs of a source; none is an error.
+fn knobs_of(edited: &str, source: &str) -> Result<Vec<Knob>, String> {
+    let knobs = knobs::find(edited, source)?;
+    if knobs.is_empty() {
+        return Err(format!(
+            "no constant of the source says how it may be changed; add a comment, as in {}",
+            knobs::EXAMPLES
+        ));
+    }
+    Ok(knobs)
 }
 
 /// The text of a promising value, another than the present one if there is any.

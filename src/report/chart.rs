@@ -1,7 +1,7 @@
 //! The progress chart, `progress.svg`, in the look of autoresearch's `progress.png`.
 
 use super::labels::{self, Area, Label};
-use crate::{Error, Result, Status, Trial};
+use crate::{Error, Result, Status, Trial, proposer::text::line};
 use plotters::{
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
@@ -95,8 +95,9 @@ fn draw(trials: &[Trial]) -> Result<String, DrawingAreaErrorKind<io::Error>> {
             .axis_desc_style(("sans-serif", 18))
             .x_desc("Experiment #")
             .y_desc(match objective.and_then(|measured| measured.metric.as_ref()) {
-                Some(metric) if rises => format!("{} (higher is better)", metric.name),
-                Some(metric) => format!("{} (lower is better)", metric.name),
+                // plotters passes control characters on, and such a file cannot be read.
+                Some(metric) if rises => format!("{} (higher is better)", line(&metric.name, 60)),
+                Some(metric) => format!("{} (lower is better)", line(&metric.name, 60)),
                 None => "Validation BPB (lower is better)".to_owned(),
             })
             .x_labels(trials.len().clamp(1, 15))

@@ -1,5 +1,6 @@
 //! Labels of a chart's points: slanted, cut to fit, and none over another.
 
+use crate::proposer::text::acts;
 use std::fmt::Write;
 
 /// What could be written beside a point. Coordinates are pixels, `y` downwards.
@@ -72,7 +73,7 @@ pub(super) fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),
             '"' => escaped.push_str("&quot;"),
-            c if c.is_control() => escaped.push(' '),
+            c if acts(c) => escaped.push(' '),
             '\u{fffe}' | '\u{ffff}' => escaped.push(' '),
             c => {
                 let _ = escaped.write_char(c);

@@ -1,6 +1,6 @@
 //! Rows of `results.tsv`, with autoresearch's five columns.
 
-use crate::{Status, Trial};
+use crate::{Status, Trial, proposer::text::acts};
 
 /// The first line of `results.tsv`.
 pub const RESULTS_HEADER: &str = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n";
@@ -16,7 +16,8 @@ const NO_COMMIT: &str = "-------";
 ///   training process otherwise.
 /// - `status`: `keep`, `discard` or `crash`.
 /// - `description`: in one line, without tabs, and with `'` for `"`, which readers of tables take
-///   for the beginning of a quotation.
+///   for the beginning of a quotation. A dollar has a `\` before it, and what would be read as no value stands in
+///   parentheses.
 ///
 /// Notebooks written for autoresearch read it, as does `pandas.read_csv(path, sep="\t")`. As there,
 /// what is not known is written as zero: in this one place a gap would change the format.
@@ -36,10 +37,25 @@ pub fn results_row(trial: &Trial) -> String {
         Status::Discard => "discard",
         Status::Crash => "crash",
     };
-    let words: Vec<_> = trial.description.split_whitespace().collect();
-    let description = words.join(" ").replace('"', "'");
+    let description = described(&trial.description);
     format!("{commit}\t{score:.6}\t{memory_gb:.1}\t{status}\t{description}\n")
 }
+
+/// In the words of a description, what notebooks make something else of is written so that they show it.
+fn described(description: &str) -> String {
+    let text: String = description.chars().filter(|&c| c.is_whitespace() || !acts(c)).collect();
+    let words: Vec<_> = text.split_whitespace().collect();
+    // matplotlib takes what stands between two dollars for a formula, and fails over a wrong one.
+    let text = words.join(" ").replace('"', "'").replace('$', "\\$");
+    // pandas takes these for no value.
+    if MISSING.contains(&text.as_str()) { format!("({text})") } else { text }
+}
+
+/// What `pandas.read_csv` takes for a missing value (3.1, "na_values").
+const MISSING: [&str; 19] = [
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "null", "NaN", "None", "n/a", "nan",
+];
 
 /// As git abbreviates a hash.
 pub(super) fn short(commit: &str) -> &str {
@@ -50,6 +66,20 @@ pub(super) fn short(commit: &str) -> &str {
 mod tests {
     use super::*;
     use crate::report::made_up::trial;
+
+    #[test]
+    fn notebooks_show_what_was_written() {
+        let shown = |text| {
+            let row = results_row(&trial(1, Status::Discard, Some(1.0), text));
+            row.trim_end_matches('\n').rsplit('\t').next().unwrap().to_owned()
+        };
+        assert_eq!(shown("from $5 to $6, 10 %"), "from \\$5 to \\$6, 10 %");
+        assert_eq!(shown("NA"), "(NA)");
+        assert_eq!(shown(" null "), "(null)");
+        assert_eq!(shown(""), "()");
+        assert_eq!(shown("None of it"), "None of it");
+        assert_eq!(shown("a\rb\u{7}c\u{202e}d"), "a bcd");
+    }
 
     #[test]
     fn rows_are_as_autoresearch_writes_them() {

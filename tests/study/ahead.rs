@@ -428,7 +428,7 @@ pub fn an_agent_thinks_ahead_of_a_trainer() {
     fs::write(
         &script,
         "if grep -q 'being measured' HISTORY.md; then\n\
-           cp HISTORY.md ../..\n\
+           cp HISTORY.md ../../..\n\
            sed -i 's/{ 100_000 } else { 32 }/{ 100_000 } else { 48 }/' src/train.rs\n\
            echo 'DESCRIPTION: longer rows'\n\
          else\n\

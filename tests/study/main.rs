@@ -169,7 +169,9 @@ fn main() {
             the_callers_repository_is_nobodys_business,
             the_users_cargo_settings_change_nothing,
             a_toolchain_file_above_the_trainer_changes_nothing,
-            a_script_of_the_project_runs_and_the_tuner_reads_its_language;
+            a_script_of_the_project_runs_and_the_tuner_reads_its_language,
+            a_damaged_dependency_is_compiled_anew_and_no_sources_fault,
+            a_limit_of_the_shell_is_no_sources_fault;
         surviving:
             a_last_line_that_lacks_only_its_end_is_kept,
             trials_without_their_configuration_are_not_gone_on_with,

@@ -127,7 +127,7 @@ pub fn an_agent_edits_the_trainer() {
     let script = dir.path().join("agent.sh");
     fs::write(
         &script,
-        "cat > ../task\n\
+        "cat > ../task; cp HISTORY.md ../seen\n\
          if grep -q 'does not compile' ../task; then\n\
            sed -i 's/= oops;/= 3.0;/' src/train.rs; echo 'DESCRIPTION: less smoothing'\n\
          else\n\
@@ -142,8 +142,8 @@ pub fn an_agent_edits_the_trainer() {
     let trial = &trials[1];
     assert_eq!((trial.status, trial.repairs), (Status::Keep, 1), "{trial:#?}");
     assert_eq!((trial.proposer.as_str(), trial.description.as_str()), ("sh", "less smoothing"));
-    assert_eq!(trial.remarks, ["put back: notes.txt (new)"]);
-    assert!(fs::read_to_string(study.join("brief/HISTORY.md")).unwrap().contains("baseline"));
+    assert_eq!(trial.remarks, ["ignored: notes.txt (new)"]);
+    assert!(fs::read_to_string(study.join("brief/seen")).unwrap().contains("baseline"));
 }
 
 pub fn a_night_goes_on_when_an_agent_stops() {

@@ -266,3 +266,49 @@ pub fn a_script_of_the_project_runs_and_the_tuner_reads_its_language() {
     assert!(trials.iter().all(|trial| trial.outcome == Outcome::Measured), "{trials:#?}");
     assert!(trials[1..].iter().any(|trial| trial.status == Status::Keep), "{trials:#?}");
 }
+
+pub fn a_damaged_dependency_is_compiled_anew_and_no_sources_fault() {
+    let (corpus, dir, cache) =
+        (tiny::corpus(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (observer, events) = crossbeam_channel::unbounded();
+    let study = tiny::study(dir.path(), corpus.path()).cache_dir(cache.path()).observer(observer);
+    let sources = ["9.0", "8.0"].map(|value| ("another smoothing", tiny::smoothing(value)));
+    let mut study = study.proposer(Sources(sources.into())).open().unwrap();
+    study.optimize(Some(1)).unwrap();
+    let mut damaged = 0;
+    for target in fs::read_dir(cache.path()).unwrap().flatten() {
+        let deps = fs::read_dir(target.path().join("release/deps"));
+        for file in deps.into_iter().flatten().flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "rlib") {
+                // As a power cut leaves it.
+                fs::File::options().write(true).open(file.path()).unwrap().set_len(0).unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 3, "{damaged}");
+    study.optimize(Some(1)).unwrap();
+    assert_eq!(study.trials()[2].outcome, Outcome::Measured, "{:?}", study.trials()[2].reason);
+    drop(study);
+    let said =
+        |event: Event| matches!(event, Event::Noted { remark } if remark.contains("compiled anew"));
+    assert!(events.iter().any(said));
+}
+
+pub fn a_limit_of_the_shell_is_no_sources_fault() {
+    let place = surviving::place();
+    let victim = |trials: &str| {
+        let mut victim = surviving::victim(place.path());
+        victim.env(surviving::TRIALS, trials).stderr(std::process::Stdio::piped());
+        victim
+    };
+    assert!(victim("0").status().unwrap().success());
+    let output = victim("3").env(surviving::FILE_BYTES, "100000").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("File too large") || said.contains("machine"), "{said}");
+    assert_eq!(Ledger::read(&place.path().join("study")).unwrap().len(), 1);
+    // Without the limit it goes on.
+    assert!(victim("1").status().unwrap().success());
+    assert_eq!(Ledger::read(&place.path().join("study")).unwrap().len(), 2);
+}

@@ -29,7 +29,7 @@ pub const ENDS_WELL: &str = "OVERNIGHT_TEST_ENDS_WELL";
 pub const NO_HANGUP: &str = "OVERNIGHT_TEST_NO_HANGUP";
 
 /// The most that a victim may write to a file, in bytes.
-const FILE_BYTES: &str = "OVERNIGHT_TEST_FILE_BYTES";
+pub const FILE_BYTES: &str = "OVERNIGHT_TEST_FILE_BYTES";
 
 /// How often the study is killed, if not so often that a test run stays short.
 const KILLS: &str = "OVERNIGHT_TEST_KILLS";

@@ -228,6 +228,24 @@ impl Proposer for Agent {
         &self.spec.name
     }
 
+    fn check(&self, _edited: &str, _baseline: &str) -> Result<(), ProposeError> {
+        let program = &self.spec.words[0];
+        // One with a folder in its name is looked for from the folder that it will run in.
+        let is_bare = !program.contains(['/', '{']);
+        let own = self.environment.iter().find(|(name, _)| name == "PATH");
+        let path = own.map(|(_, path)| path.into()).or_else(|| std::env::var_os("PATH"));
+        let found = std::env::split_paths(&path.unwrap_or_default()).any(|folder| {
+            let place = folder.join(program);
+            place.is_file() || place.with_extension(std::env::consts::EXE_EXTENSION).is_file()
+        });
+        match is_bare && !found {
+            true => Err(ProposeError::Unable(format!(
+                "there is no program {program}; is it on the PATH?"
+            ))),
+            false => Ok(()),
+        }
+    }
+
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
         self.run(brief, brief.source, &task(brief))
     }

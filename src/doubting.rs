@@ -1,0 +1,94 @@
+//! Whether a source failed, or the machine did.
+//!
+//! A damaged library in the cache, a full disk, a limit of the shell: each looks like the fault of whatever source
+//! comes next, and of all that come after it. The incumbent's source tells: that one works.
+
+use crate::{
+    Error, Event, Outcome, Result, Status, Study, foreign,
+    laboratory::{Halt, Source},
+};
+use std::fs;
+
+/// So many failures in a row are doubted, whatever they are.
+const IN_A_ROW: usize = 3;
+
+/// What came of a doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// The incumbent works, so the source failed.
+    Dispelled,
+    /// It failed, and works again: what failed may be tried once more.
+    Mended,
+    /// The study was stopped.
+    Stopped,
+}
+
+impl Study {
+    /// Whether a failure could be the machine's.
+    pub(crate) fn is_doubtful(&self, outcome: &Outcome, reason: &str) -> bool {
+        let of_the_machine =
+            ["os error", "No space left", "can't find crate", "metadata", "linking with"];
+        let is_suspect = match outcome {
+            Outcome::LoadFailed | Outcome::Signalled { .. } | Outcome::Exited { .. } => true,
+            Outcome::BuildFailed | Outcome::Failed | Outcome::OutOfSpace => {
+                of_the_machine.iter().any(|word| reason.contains(word))
+                    || reason.contains("broke down")
+            }
+            Outcome::Measured
+            | Outcome::Refused
+            | Outcome::Pruned
+            | Outcome::Disturbed
+            | Outcome::Rejected
+            | Outcome::Overran => return false,
+            Outcome::Panicked | Outcome::TimedOut => false,
+        };
+        let failed = |trial: &&crate::Trial| {
+            trial.status == Status::Crash && trial.outcome != Outcome::Refused
+        };
+        let before = self.ledger.trials().iter().rev().take_while(failed).count();
+        is_suspect || (before + 1).is_multiple_of(IN_A_ROW)
+    }
+
+    /// Builds and runs the incumbent, and mends what can be mended where that fails.
+    ///
+    /// # Errors
+    /// It fails for good: the study cannot go on here.
+    pub(crate) fn doubt(&mut self) -> Result<Doubt> {
+        let Some(incumbent) = self.ledger.incumbent().map(|trial| trial.trial) else {
+            return Ok(Doubt::Dispelled);
+        };
+        // Its source may have been deleted to make room; then nothing can be told.
+        let Ok(source) = self.source_of(incumbent) else { return Ok(Doubt::Dispelled) };
+        let problem = match self.probe(&source)? {
+            Ok(()) => return Ok(Doubt::Dispelled),
+            Err(None) => return Ok(Doubt::Stopped),
+            Err(Some(problem)) => problem,
+        };
+        let remark = format!(
+            "trial {incumbent}, which was measured before, fails as well ({problem}): all is compiled anew"
+        );
+        self.tell(Event::Noted { remark });
+        self.laboratory.start_afresh()?;
+        match self.probe(&source)? {
+            Ok(()) => Ok(Doubt::Mended),
+            Err(None) => Ok(Doubt::Stopped),
+            Err(Some(problem)) => Err(Error::Machine { trial: incumbent, problem }),
+        }
+    }
+
+    /// The inner error says how it failed; nothing, if the study was stopped.
+    fn probe(&mut self, text: &str) -> Result<Result<(), Option<String>>> {
+        let folder = self.dir.join("probe");
+        foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let source = Source { text, folder: self.workspace.folder() };
+        let probed = self.laboratory.probe(&source, &folder);
+        foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
+        match probed {
+            Ok(()) => Ok(Ok(())),
+            Err(Halt::Ended { reason, .. }) => Ok(Err(Some(reason))),
+            Err(Halt::Interrupted) => Ok(Err(None)),
+            Err(Halt::Broken(error)) => Ok(Err(Some(error.to_string()))),
+        }
+    }
+}
