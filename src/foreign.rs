@@ -246,10 +246,15 @@ mod system {
 
     fn entry(stat: &Stat, is_folder: bool) -> Entry {
         let mark = Mark {
-            kind: kind(stat).as_raw_mode() as u32,
+            kind: match kind(stat) {
+                FileType::RegularFile => 0,
+                FileType::Symlink => 1,
+                FileType::Directory => 2,
+                _ => 3,
+            },
             length: stat.st_size as u64,
-            changed: (stat.st_ctime as i64, stat.st_ctime_nsec as i64),
-            node: stat.st_ino as u64,
+            changed: (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or_default()),
+            node: stat.st_ino,
         };
         Entry { is_folder, bytes: 512 * stat.st_blocks as u64, mark }
     }
@@ -491,7 +496,7 @@ mod tests {
         assert!(read(place, "hole", 9).is_err());
         let odd = std::ffi::OsStr::from_bytes(b"\xff\n");
         fs::write(place.join(odd), "x").unwrap();
-        fs::set_permissions(place.join(odd), PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(place.join(odd), PermissionsExt::from_mode(0o000)).unwrap();
         assert!(marks(place).unwrap().contains_key(Path::new(odd)));
     }
 
