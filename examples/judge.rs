@@ -6,7 +6,7 @@
 
 use overnight::{
     JudgeRule,
-    judge::simulation::{WORLDS, play},
+    judge::simulation::{BUSY, WORLDS, play},
 };
 
 fn main() {
@@ -18,12 +18,13 @@ fn main() {
     println!("|---|---|---|---|---|");
     // Worlds have nothing to do with each other.
     let rows: Vec<_> = std::thread::scope(|scope| {
-        let rows = WORLDS.map(|world| {
+        let rows = [&WORLDS[..], &BUSY[..]].concat().into_iter().map(|world| {
             scope.spawn(move || {
                 let rules = [JudgeRule::Greedy, JudgeRule::Significant, JudgeRule::Posterior];
                 (world, rules.map(|rule| play(&world, rule, nights)))
             })
         });
+        let rows: Vec<_> = rows.collect();
         rows.into_iter()
             .map(|row| row.join().expect("a simulation has nothing to fail at"))
             .collect()

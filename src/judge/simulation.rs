@@ -27,6 +27,10 @@ pub struct World {
     pub redrawn: f64,
     /// Whether these are seen to start elsewhere than the incumbent.
     pub is_seen: bool,
+    /// What another program on the machine adds to the cost of whatever is measured meanwhile.
+    pub robbery: f64,
+    /// Whether that is noticed: measured again then, twice at most, with a measurement's time to wait before each.
+    pub is_noticed: bool,
 }
 
 /// What the worlds have that say nothing else.
@@ -39,6 +43,8 @@ const QUIET: World = World {
     luck: 0.0,
     redrawn: 0.0,
     is_seen: true,
+    robbery: 0.0,
+    is_noticed: false,
 };
 
 /// Where a third of changes draw their luck anew, and luck is ten times the noise.
@@ -66,6 +72,19 @@ pub const WORLDS: [World; 13] = [
         ..LUCKY
     },
 ];
+
+/// Worlds in which another program has the machine for a third of the night, in stretches of ten measurements.
+pub const BUSY: [World; 3] = [
+    World { name: "one in ten helps by 2, nobody else", ..QUIET },
+    World { name: "the same, robbed for a third of the night", robbery: 20.0, ..QUIET },
+    World { name: "the same, and it is noticed", robbery: 20.0, is_noticed: true, ..QUIET },
+];
+
+/// Of each thirty measurements' time, when the other program is there.
+const BUSY_TIME: std::ops::Range<usize> = 10..20;
+
+/// How often a measurement that was robbed is made again.
+const MOST_DISTURBED: usize = 2;
 
 /// Measurements a night, control runs included.
 const MEASUREMENTS: usize = 100;
@@ -147,17 +166,34 @@ impl Night {
             let mut measure = |of: f64, luck: u64, seed: u64| {
                 let loudness = 1.0 + world.drift * measured as f64 / MEASUREMENTS as f64;
                 let noise: f64 = StandardNormal.sample(&mut rng);
-                measured += 1;
-                of + loudness * noise + world.luck(night, luck, seed)
+                let mut is_busy = || {
+                    let is_busy = world.robbery > 0.0 && BUSY_TIME.contains(&(measured % 30));
+                    measured += 1;
+                    is_busy
+                };
+                let mut is_robbed = is_busy();
+                let mut tries = 0;
+                while world.is_noticed && is_robbed && tries < MOST_DISTURBED {
+                    // The wait, and the measurement.
+                    is_busy();
+                    is_robbed = is_busy();
+                    tries += 1;
+                }
+                let robbery = if is_robbed { world.robbery } else { 0.0 };
+                let cost = of + loudness * noise + world.luck(night, luck, seed) + robbery;
+                (!is_robbed || !world.is_noticed).then_some(cost)
             };
             if is_control {
                 // The first control runs' seeds by turns, so that later ones compare with them.
                 let seed = SEED + 1 + controls % CONTROLS as u64;
                 controls += 1;
-                judge.control(measure(truth, luck, seed), seed);
+                if let Some(cost) = measure(truth, luck, seed) {
+                    judge.control(cost, seed);
+                }
                 continue;
             }
-            let cost = measure(truth + change, candidates, SEED);
+            // What was robbed for good is nothing that anybody learns from.
+            let Some(cost) = measure(truth + change, candidates, SEED) else { continue };
             let mut differences = Vec::new();
             let start = (if world.is_seen { candidates } else { 0 }).to_string();
             let candidate = loop {
@@ -171,9 +207,9 @@ impl Night {
                 let place = differences.len();
                 let seed = SEED_OF_REPETITIONS + place as u64;
                 if incumbent.len() == place {
-                    incumbent.push(measure(truth, luck, seed));
+                    incumbent.push(measure(truth, luck, seed).unwrap_or(f64::INFINITY));
                 }
-                let again = measure(truth + change, candidates, seed);
+                let again = measure(truth + change, candidates, seed).unwrap_or(f64::INFINITY);
                 repeated.push(again);
                 differences.push(incumbent[place] - again);
             };
@@ -223,6 +259,16 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn most_of_a_nights_progress_survives_a_busy_machine_where_that_is_noticed() {
+        const NIGHTS: u64 = 100;
+        let [quiet, robbed, noticed] =
+            BUSY.map(|world| play(&world, JudgeRule::Posterior, NIGHTS).true_gain);
+        // A third of the time is lost either way, and more where waits and measurements made again are paid for.
+        assert!(noticed > robbed, "{quiet}, {robbed}, {noticed}");
+        assert!(noticed > 0.55 * quiet, "{quiet}, {robbed}, {noticed}");
+    }
 
     /// A few nights a world here; `examples/judge.rs` plays as many as one likes.
     #[test]
