@@ -17,6 +17,7 @@ fn trial(number: usize) -> Trial {
         measurement: Measurement { val_bpb: Some(1.5), ..Measurement::default() },
         seed: 0,
         source_sha256: "0".repeat(64),
+        program_sha256: None,
         started: jiff::Timestamp::UNIX_EPOCH,
         repeats: None,
         evidence: None,

@@ -376,6 +376,7 @@ impl Study {
             measurement,
             seed,
             source_sha256: sha256(source.as_bytes()),
+            program_sha256: Some(identity(self.workspace.edited(), &source)),
             started,
             repeats: entry.repeats,
             evidence: entry.evidence,
@@ -496,8 +497,12 @@ impl Study {
             let path = self.folder_of(number).join(self.name_of_source());
             match fs::read_to_string(&path) {
                 Ok(source) => self.note(&trial, &source, gain),
-                // Old folders may be deleted to make room; what they held is then forgotten.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // Old folders may be deleted to make room; what they held is then forgotten, but for its name.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    if let Some(program) = trial.program_sha256.clone() {
+                        self.note_program(&trial, program);
+                    }
+                }
                 Err(error) => return Err(Error::io("read", path)(error)),
             }
         }
@@ -505,12 +510,17 @@ impl Study {
     }
 
     fn note(&mut self, trial: &Trial, source: &str, gain: Option<f64>) {
-        let identity = identity(self.workspace.edited(), source);
-        // What was not measured may be tried again.
-        if trial.outcome != Outcome::Disturbed {
-            self.tried.entry(identity).or_insert(trial.trial);
-        }
+        let known = trial.program_sha256.clone();
+        let program = known.unwrap_or_else(|| identity(self.workspace.edited(), source));
+        self.note_program(trial, program);
         self.proposers.observe(trial, source, gain);
+    }
+
+    /// What was not measured may be tried again.
+    fn note_program(&mut self, trial: &Trial, program: String) {
+        if trial.outcome != Outcome::Disturbed {
+            self.tried.entry(program).or_insert(trial.trial);
+        }
     }
 
     /// A fresh folder for a trial. A trial that was cut off left its own behind.

@@ -52,6 +52,10 @@ pub struct Trial {
     /// Further measurements under other seeds, where the judge asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repetitions: Vec<Repetition>,
+    /// A name for what the source does, by which repetitions are refused: SHA-256 of its tokens. Not in ledgers from
+    /// before this was recorded.
+    #[serde(default)]
+    pub program_sha256: Option<String>,
     /// How often the proposal was mended before it came to this.
     #[serde(default)]
     pub repairs: usize,

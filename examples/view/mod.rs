@@ -100,6 +100,7 @@ impl Log {
     fn trial(&mut self, trial: &Trial) -> String {
         let status = match trial.status {
             Status::Keep => "keep",
+            Status::Discard if trial.outcome == Outcome::Disturbed => "not measured",
             Status::Discard => "discard",
             Status::Crash => "crash",
         };

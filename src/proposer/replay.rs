@@ -122,6 +122,7 @@ mod tests {
         Trial {
             proposer: proposer.to_owned(),
             source_sha256: sha256(source.as_bytes()),
+            program_sha256: None,
             ..made_up::trial(number, Status::Keep, Some(1.0), "")
         }
     }

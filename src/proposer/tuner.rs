@@ -43,6 +43,8 @@ pub struct Tuner {
 /// What became of a source with these constants.
 #[derive(Debug)]
 struct Observation {
+    /// As long as nobody has needed its constants: a study that is only looked at needs none.
+    unread: Option<String>,
     constants: BTreeMap<String, Value>,
     /// What was foreseen, of a trial that the race stopped; infinite for a crash.
     cost: f64,
@@ -90,6 +92,11 @@ impl Proposer for Tuner {
         self.read(brief.history, brief.proposer);
         let hopeless = if self.has_company { ProposeError::Failed } else { ProposeError::Unable };
         let knobs = knobs.map_err(hopeless)?;
+        for observation in &mut self.observations {
+            if let Some(source) = observation.unread.take() {
+                observation.constants = knobs::values(&source);
+            }
+        }
         let draft = Draft { source: brief.source, knobs: &knobs, tried: &self.tried };
 
         // Nothing lives from one proposal to the next but the observations, so that a study which
@@ -119,7 +126,8 @@ impl Proposer for Tuner {
             let foreseen = || trial.forecast.map(|forecast| forecast.cost);
             let cost = trial.cost().or_else(foreseen).filter(|cost| !cost.is_nan());
             self.observations.push_back(Observation {
-                constants: knobs::values(source),
+                unread: Some(source.to_owned()),
+                constants: BTreeMap::new(),
                 cost: cost.unwrap_or(f64::INFINITY),
             });
             if self.observations.len() > OBSERVATIONS {
@@ -284,6 +292,7 @@ mod tests {
             let trial = Trial {
                 outcome,
                 source_sha256: sha256(source.as_bytes()),
+                program_sha256: None,
                 ..trial(self.trials.len(), status, val_bpb, &description)
             };
             self.tuner.observe(&trial, &source);

@@ -163,6 +163,7 @@ impl Finished {
             // Only control runs have others than the study's.
             seed: if self.is_control { self.number as u64 } else { 0 },
             source_sha256: String::new(),
+            program_sha256: None,
             started: jiff::Timestamp::UNIX_EPOCH,
             repeats: self.parent.filter(|_| self.is_control),
             evidence: None,

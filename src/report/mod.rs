@@ -36,6 +36,7 @@ pub(crate) mod made_up {
             measurement: Measurement { val_bpb, ..Measurement::default() },
             seed: 0,
             source_sha256: String::new(),
+            program_sha256: None,
             started: jiff::Timestamp::UNIX_EPOCH,
             repeats: None,
             evidence: None,

@@ -32,6 +32,8 @@ pub fn summary(trials: &[Trial]) -> String {
     block.line("discarded", count(Status::Discard));
     let pruned = trials.iter().filter(|trial| trial.outcome == Outcome::Pruned).count();
     block.line("pruned", (pruned > 0).then_some(pruned));
+    let disturbed = trials.iter().filter(|trial| trial.outcome == Outcome::Disturbed).count();
+    block.line("disturbed", (disturbed > 0).then_some(disturbed));
     block.line("crashed", count(Status::Crash));
     let baseline = trials.first();
     let is_bpb = baseline.is_some_and(|trial| trial.measurement.metric.is_none());
