@@ -48,7 +48,7 @@ pub(crate) fn home_for(folder: &Path, place: &Path) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     fs::create_dir_all(place).map_err(Error::io("create", place))?;
-    write_if_changed(&place.join("config.toml"), kept.to_string().as_bytes())?;
+    write_if_changed(&place.join("config.toml"), text_of(kept).as_bytes())?;
     for name in OF_A_HOME {
         let (theirs, ours) = (user.join(name), place.join(name));
         if !theirs.exists() && name != "registry" {
@@ -158,6 +158,13 @@ fn absolute(path: &Item, base: &Path) -> Item {
     toml_edit::value(path.to_string_lossy().into_owned())
 }
 
+/// A table by itself is written without the tables in it.
+fn text_of(table: Table) -> String {
+    let mut document = DocumentMut::new();
+    *document.as_table_mut() = table;
+    document.to_string()
+}
+
 /// Adds what is not there yet.
 fn merge(into: &mut Table, from: Table) {
     for (name, item) in from {
@@ -176,7 +183,7 @@ mod tests {
     fn cut_text(text: &str) -> (String, bool) {
         let parsed: DocumentMut = text.parse().unwrap();
         let (table, is_whole) = cut(parsed.as_table(), Path::new("/base"));
-        (table.to_string(), is_whole)
+        (text_of(table), is_whole)
     }
 
     #[test]
