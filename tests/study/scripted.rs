@@ -3,8 +3,10 @@
 use crate::tiny;
 use serde_json::{Value, json};
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
+    path::PathBuf,
     sync::{Arc, Mutex},
     thread,
 };
@@ -28,7 +30,8 @@ pub type Call = (&'static str, Value);
 pub struct Model {
     protocol: Protocol,
     edit: fn(&str, &str, &str) -> Vec<Call>,
-    file: String,
+    /// Where agents find a folder to work in, another one for each call.
+    folders: PathBuf,
     idea: usize,
     refused: bool,
 }
@@ -40,9 +43,21 @@ enum Turn {
 }
 
 impl Model {
-    /// One that edits `file` by the calls that `edit` makes of a text and what replaces it.
-    pub fn new(protocol: Protocol, edit: fn(&str, &str, &str) -> Vec<Call>, file: String) -> Self {
-        Self { protocol, edit, file, idea: 0, refused: false }
+    /// One that edits the trainer in the folder that lies in `folders`, by the calls that `edit` makes of a text and
+    /// what replaces it.
+    pub fn new(
+        protocol: Protocol,
+        edit: fn(&str, &str, &str) -> Vec<Call>,
+        folders: PathBuf,
+    ) -> Self {
+        Self { protocol, edit, folders, idea: 0, refused: false }
+    }
+
+    /// The file to edit, as a model finds it: by the folder that its agent names.
+    fn file(&self) -> String {
+        let folder = fs::read_dir(&self.folders).unwrap().flatten().next();
+        let file = folder.map(|folder| folder.path().join("src/train.rs")).unwrap_or_default();
+        file.to_string_lossy().into_owned()
     }
 
     /// Answers whoever asks; the URL to ask at.
@@ -78,7 +93,7 @@ impl Model {
         let (from, to, description) = IDEAS[self.idea.min(IDEAS.len() - 1)];
         let (from, to) = (line_of(from), line_of(to));
         let step = self.protocol.results(request);
-        let turn = match (self.edit)(&from, &to, &self.file).into_iter().nth(step) {
+        let turn = match (self.edit)(&from, &to, &self.file()).into_iter().nth(step) {
             Some(call) => Turn::Call(call),
             None => {
                 self.idea += 1;
