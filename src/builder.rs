@@ -22,7 +22,7 @@ use crossbeam_channel::Sender;
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Describes a study; [`open`](Self::open) begins or resumes it.
@@ -544,12 +544,24 @@ struct Subject {
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(Error::io("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { folder: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCKED => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Locked { folder: dir.to_owned() });
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
+        }
     }
 }
+
+/// How long a lock may last of which nobody knows: an owner that is being killed still has it, and so has a program
+/// that another thread is just starting, until it has become that program.
+const LOCKED: Duration = Duration::from_secs(1);
 
 /// Where corpora and build products are kept unless a study says otherwise: `overnight` in the
 /// user's cache folder, or what the variable `OVERNIGHT_CACHE` says.
