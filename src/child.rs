@@ -494,3 +494,28 @@ fn environment(threads: usize) -> Vec<(&'static str, std::ffi::OsString)> {
     ]);
     environment
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_trainer_says_acts_on_a_terminal() {
+        let said = readable(
+            "red \u{1b}[31m, a title \u{1b}]0;x\u{7}, turned \u{202e}\na\tline".to_owned(),
+        );
+        assert_eq!(said, "red [31m, a title ]0;x, turned \na\tline");
+        assert!(readable("x".repeat(100_000)).len() < 2000);
+    }
+
+    #[test]
+    fn of_a_failure_over_the_exam_the_line_alone_is_told() {
+        let told =
+            |message: &str| veiled(message).replace("it failed over the exam's questions; ", "");
+        let rest = "exam.log has what it said";
+        assert_eq!(told("src/train.rs:12:5: token 7"), format!("src/train.rs:12: {rest}"));
+        for secret in ["token 7", "src/7.rs:12: x", "src/train.rs:700000000: x", "\n7", ""] {
+            assert_eq!(told(secret), rest, "{secret}");
+        }
+    }
+}

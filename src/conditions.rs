@@ -263,7 +263,7 @@ fn is_stopped(process: u32) -> bool {
     matches!(state, Some('T' | 't'))
 }
 
-/// Processor time of this process, and of the children that it has waited for.
+/// Processor time of this process, without its children: what a proposer uses is taken from the trainer, too.
 #[cfg(target_os = "linux")]
 fn own_time() -> Duration {
     use rustix::time::{ClockId, clock_gettime};

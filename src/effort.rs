@@ -148,6 +148,17 @@ mod tests {
         bounds
     }
 
+    #[test]
+    fn a_room_may_need_once_in_all_what_its_parts_may_need_each() {
+        let effort =
+            Effort { new_seconds: 0.5, load_seconds: 0.2, score_seconds: 1.0, ..Effort::default() };
+        let mut bounds = Bounds::default();
+        assert_eq!(bounds.room(|effort| effort.score_seconds), None);
+        bounds.learn(&Measurement { effort: Some(effort), ..Measurement::default() });
+        let room = bounds.room(|effort| effort.score_seconds).unwrap();
+        assert!((room.as_secs_f64() - 19.0).abs() < 1e-9, "{room:?}");
+    }
+
     const BUDGET: Budget = Budget::WallClock(Duration::from_secs(300));
 
     fn run(last_batch: u64, longest_step: u64, closed: f64) -> Times {

@@ -28,8 +28,6 @@ pub(crate) fn git(folder: &Path) -> Command {
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_ATTR_NOSYSTEM", "1")
         .env("GIT_TERMINAL_PROMPT", "0")
-        // A commit made anew is the same commit.
-        .env("LC_ALL", "C")
         .args(["-c", "user.name=overnight", "-c", "user.email=overnight@localhost"])
         .args(["-c", "gc.auto=0", "-c", "core.autocrlf=false", "-c", "core.fsync=committed"])
         .arg("-c")
