@@ -56,7 +56,7 @@ const WARMDOWN_RATIO: f64 = 0.5; // how long they fall at the end  search: unifo
 const FINAL_LR_FRACTION: f64 = 0.0; // what is left of them  search: uniform 0..0.2
 
 // Arithmetic
-const BF16: bool = true; // activations and products in bf16, where the processor multiplies it
+const BF16: bool = true; // activations and products in bf16, where the processor or card multiplies it
 
 // Answering
 const SCORE_TOKENS: usize = 4096; // tokens scored at a time, which bounds the memory of logits
@@ -507,6 +507,7 @@ impl Gpt {
     pub(crate) fn build(config: Config, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         let compute = match Compute::fastest(device, dtype) {
             Compute::Bf16 if !BF16 => Compute::F32,
+            Compute::Card if !BF16 => Compute::Composed,
             fastest => fastest,
         };
         let parameters = Parameters::new(&config, seed, dtype, device)?;

@@ -1,7 +1,7 @@
 //! ReLU², the activation of the MLP.
 
 use crate::{
-    composed,
+    card, composed,
     element::vectorized,
     pass::{Activations, Fused, dispatch},
     tape::Node,
@@ -10,7 +10,9 @@ use candle_core::Result;
 
 /// `max(x, 0)²`, element by element (So et al. 2021, *Primer*, arXiv 2109.08668).
 pub fn relu_squared(xs: &Activations) -> Result<Activations> {
-    dispatch!([xs], fused(xs), composed::relu_squared(xs).map(Activations::Composed))
+    dispatch!([xs], fused(xs), card::relu_squared(xs), {
+        composed::relu_squared(xs).map(Activations::Composed)
+    })
 }
 
 fn fused<E: Fused>(xs: &Node<E>) -> Result<Activations> {

@@ -1,6 +1,6 @@
 //! AdamW, in place.
 
-use crate::{composed, element::vectorized, storage};
+use crate::{card, composed, element::vectorized, storage};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rayon::prelude::*;
 
@@ -26,13 +26,17 @@ pub struct AdamWStep {
 enum Averages {
     /// In `f32` on the CPU.
     Fused([Vec<f32>; 2]),
+    /// In `f32` on a card.
+    Card(card::Averages),
     Composed([Tensor; 2]),
 }
 
 impl AdamW {
     /// With both averages zero.
     pub fn new(var: &Var) -> Result<Self> {
-        let averages = if is_fused(var) {
+        let averages = if card::takes(var.device()) && var.dtype() == DType::F32 {
+            Averages::Card(card::Averages::new(var)?)
+        } else if is_fused(var) {
             Averages::Fused([vec![0.0; var.elem_count()], vec![0.0; var.elem_count()]])
         } else {
             Averages::Composed([var.zeros_like()?, var.zeros_like()?])
@@ -56,6 +60,7 @@ impl AdamW {
                 let moved = composed::adamw(&self.var, grad, averages, step, bias)?;
                 self.var.set(&moved)
             }
+            Averages::Card(averages) => averages.step(&self.var, grad, step, bias),
             Averages::Fused([mean, mean_square]) => {
                 let factors = Factors {
                     new: (1.0 - step.betas.0) as f32,

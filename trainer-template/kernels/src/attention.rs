@@ -5,7 +5,7 @@
 //! pass computes them again from the logarithm of each row's total.
 
 use crate::{
-    attention_bf16, composed,
+    attention_bf16, card, composed,
     element::{Element, vectorized},
     math::{dot, exp, max, sum},
     pass::{Activations, Fused, dispatch},
@@ -43,7 +43,7 @@ pub fn attention(
         let (k, v) = (k.dims()?, v.dims()?);
         bail!("attention: {heads:?} for queries of {tokens} x {channels}, {k:?} and {v:?}");
     }
-    dispatch!([q, k, v], fused(q, k, v, heads), {
+    dispatch!([q, k, v], fused(q, k, v, heads), card::attention(q, k, v, heads), {
         composed::attention(q, k, v, heads).map(Activations::Composed)
     })
 }

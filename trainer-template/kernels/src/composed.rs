@@ -6,7 +6,8 @@ use candle_core::{D, DType, Result, Tensor};
 
 /// See [`linear`](crate::linear).
 pub fn linear(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    xs.matmul(&weight.t()?)
+    // A part of the channels is a view, which candle multiplies on a CPU and refuses on a card.
+    xs.contiguous()?.matmul(&weight.t()?)
 }
 
 /// See [`Pass::embedding`](crate::Pass::embedding).

@@ -1,7 +1,7 @@
 //! Embeddings: rows of a table.
 
 use crate::{
-    composed,
+    card, composed,
     pass::{Activations, Fused, Pass},
     storage,
     tape::Tape,
@@ -15,6 +15,7 @@ impl Pass {
         match self {
             Self::Bf16(tape) => fused(tape, table, ids),
             Self::F32(tape) => fused(tape, table, ids),
+            Self::Card(tape) => card::embedding(tape, table, ids),
             Self::Composed => composed::embedding(table, ids).map(Activations::Composed),
         }
     }

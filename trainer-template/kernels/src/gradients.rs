@@ -1,6 +1,7 @@
 //! Losses, and the gradients of weights: summed up by each lane of shards, then over the lanes.
 
 use crate::{
+    card,
     pass::{Activations, Fused, dispatch},
     tape::Node,
 };
@@ -12,9 +13,18 @@ use std::collections::HashMap;
 pub struct Loss(Kind);
 
 pub(crate) type Backward = Box<dyn FnOnce(Sink) -> Result<Sink>>;
+pub(crate) type CardBackward = Box<dyn FnOnce(&mut card::Sink) -> Result<()>>;
 
 enum Kind {
-    Fused { mean: f64, backward: Option<Backward> },
+    Fused {
+        mean: f64,
+        backward: Option<Backward>,
+    },
+    /// The mean is still in the card's memory.
+    Card {
+        mean: card::Memory,
+        backward: Option<CardBackward>,
+    },
     Composed(Tensor),
 }
 
@@ -22,6 +32,11 @@ impl Loss {
     /// `backward` adds its gradients to sums.
     pub(crate) fn fused(mean: f64, backward: Option<Backward>) -> Self {
         Self(Kind::Fused { mean, backward })
+    }
+
+    /// `backward` adds its gradients to sums.
+    pub(crate) fn card(mean: card::Memory, backward: Option<CardBackward>) -> Self {
+        Self(Kind::Card { mean, backward })
     }
 
     pub(crate) fn composed(mean: Tensor) -> Self {
@@ -36,6 +51,17 @@ impl Loss {
         }
     }
 
+    /// Where the value stands. Its gradients are added to `sink`.
+    pub(crate) fn card_backward(self, sink: &mut card::Sink) -> Result<card::Memory> {
+        match self.0 {
+            Kind::Card { mean, backward: Some(backward) } => {
+                backward(sink)?;
+                Ok(mean)
+            }
+            _ => bail!("gradients: the loss is of another pass"),
+        }
+    }
+
     /// The mean of all `activations`.
     pub fn mean(activations: &Activations) -> Result<Self> {
         fn fused<E: Fused>(x: &Node<E>) -> Result<Loss> {
@@ -45,7 +71,9 @@ impl Loss {
             let d_x = move |_: &mut Sink| vec![E::store(slope as f32); count];
             Ok(x.tape.loss(sum / count as f64, x, d_x))
         }
-        dispatch!([activations], fused(activations), activations.mean_all().map(Self::composed))
+        dispatch!([activations], fused(activations), card::mean(activations), {
+            activations.mean_all().map(Self::composed)
+        })
     }
 }
 
@@ -122,6 +150,11 @@ impl Gradients {
                 Ok((weight, gradient))
             })
             .collect::<Result<Vec<_>>>()?;
+        Self::of_weights(sums)
+    }
+
+    /// Those of variables, from weights and their gradients.
+    pub(crate) fn of_weights(sums: Vec<(Tensor, Tensor)>) -> Result<Self> {
         let mut gradients: HashMap<TensorId, Tensor> = HashMap::new();
         let mut add = |id, gradient: &Tensor| -> Result<()> {
             let sum = match gradients.get(&id) {

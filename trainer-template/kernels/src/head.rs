@@ -2,7 +2,7 @@
 //! there is never a matrix of all logits.
 
 use crate::{
-    composed,
+    card, composed,
     element::vectorized,
     gradients::Loss,
     math::{exp, max, sum, tanh},
@@ -24,9 +24,12 @@ pub fn cross_entropy(
     soft_cap: f64,
 ) -> Result<Loss> {
     check_targets(xs, weight, targets)?;
-    dispatch!([xs], fused_loss(xs, weight, targets, soft_cap), {
+    dispatch!(
+        [xs],
+        fused_loss(xs, weight, targets, soft_cap),
+        card::cross_entropy(xs, weight, targets, soft_cap),
         composed::cross_entropy(xs, weight, targets, soft_cap).map(Loss::composed)
-    })
+    )
 }
 
 /// The cost of every token by itself, in nats; no gradient.
@@ -37,10 +40,15 @@ pub fn token_nats(
     soft_cap: f64,
 ) -> Result<Vec<f32>> {
     check_targets(xs, weight, targets)?;
-    dispatch!([xs], fused_nats(xs, weight, targets, soft_cap), {
-        let nats = composed::token_nats(xs, weight, targets, soft_cap)?;
-        nats.to_dtype(DType::F32)?.to_vec1()
-    })
+    dispatch!(
+        [xs],
+        fused_nats(xs, weight, targets, soft_cap),
+        { card::token_nats(xs, weight, targets, soft_cap) },
+        {
+            let nats = composed::token_nats(xs, weight, targets, soft_cap)?;
+            nats.to_dtype(DType::F32)?.to_vec1()
+        }
+    )
 }
 
 /// The logits after the last token, soft-capped; no gradient.
@@ -49,11 +57,16 @@ pub fn last_logits(xs: &Activations, weight: &Tensor, soft_cap: f64) -> Result<V
     if tokens == 0 {
         bail!("last_logits: there is no token");
     }
-    dispatch!([xs], fused_last_logits(xs, weight, soft_cap), {
-        let last = composed::linear(&xs.narrow(0, tokens - 1, 1)?, weight)?;
-        let logits = composed::soft_cap(&last, soft_cap)?;
-        logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
-    })
+    dispatch!(
+        [xs],
+        fused_last_logits(xs, weight, soft_cap),
+        { card::last_logits(xs, weight, soft_cap) },
+        {
+            let last = composed::linear(&xs.narrow(0, tokens - 1, 1)?, weight)?;
+            let logits = composed::soft_cap(&last, soft_cap)?;
+            logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+        }
+    )
 }
 
 fn check_targets(xs: &Activations, weight: &Tensor, targets: &[u32]) -> Result<()> {

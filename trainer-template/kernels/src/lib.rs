@@ -2,8 +2,8 @@
 //!
 //! A pass through a model begins with [`gradients`] or [`infer`], which say what to compute with,
 //! and goes from [`Activations`] to [`Activations`]. On the CPU every function here is one fused
-//! kernel, in `bf16` or `f32`; anywhere else it is its namesake in [`composed`], from candle's own
-//! operations. [`apply`] takes in any expression of candle's between them.
+//! kernel, in `bf16` or `f32`; on a CUDA card it is a few kernels of [`card`], in `bf16`; anywhere
+//! else it is its namesake in [`composed`], from candle's own operations. [`apply`] takes in any expression of candle's between them.
 //!
 //! Why they exist: candle's own `softmax_last_dim`, `rms_norm` and `rope` have no backward pass at
 //! all, and a training step made of elementary operations spends more than half of its time moving
@@ -16,6 +16,7 @@ mod activation;
 mod adamw;
 mod attention;
 mod attention_bf16;
+pub mod card;
 pub mod composed;
 mod element;
 mod embedding;

@@ -1,7 +1,7 @@
 //! The linear layer.
 
 use crate::{
-    composed,
+    card, composed,
     pass::{Activations, Fused, dispatch},
     product::Mode,
     tape::Node,
@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, bail};
 
 /// `x wᵀ`, with `weight` as `[outputs, inputs]`.
 pub fn linear(xs: &Activations, weight: &Tensor) -> Result<Activations> {
-    dispatch!([xs], fused(xs, weight, None), {
+    dispatch!([xs], fused(xs, weight, None), card::linear(xs, weight, None), {
         composed::linear(xs, weight).map(Activations::Composed)
     })
 }
@@ -21,9 +21,12 @@ pub fn linear_add(
     weight: &Tensor,
     residual: &Activations,
 ) -> Result<Activations> {
-    dispatch!([xs, residual], fused(xs, weight, Some(residual)), {
+    dispatch!(
+        [xs, residual],
+        fused(xs, weight, Some(residual)),
+        card::linear(xs, weight, Some(residual)),
         (residual + composed::linear(xs, weight)?).map(Activations::Composed)
-    })
+    )
 }
 
 fn fused<E: Fused>(

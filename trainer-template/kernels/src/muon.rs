@@ -3,7 +3,7 @@
 use crate::{
     Compute,
     adamw::is_fused,
-    composed,
+    card, composed,
     element::vectorized,
     product::{Mode, Number},
     storage,
@@ -49,6 +49,8 @@ pub(crate) const POLAR_EXPRESS: [(f64, f64, f64); 5] = [
 enum Memory {
     /// Of each matrix.
     Fused(Vec<Moments>),
+    /// Of the stack, on a card.
+    Card(card::Moments),
     /// Of the stack: the mean gradients, and the neurons' mean squares.
     Composed([Tensor; 2]),
 }
@@ -67,7 +69,9 @@ impl Muon {
         if let Some(other) = vars.iter().find(|var| var.dims() != first.dims()) {
             bail!("muon: matrices of {:?} and {:?}", first.shape(), other.shape());
         }
-        let memory = if compute != Compute::Composed && vars.iter().all(is_fused) {
+        let memory = if compute == Compute::Card {
+            Memory::Card(card::Moments::new(vars)?)
+        } else if compute != Compute::Composed && vars.iter().all(is_fused) {
             let zeros = |_| Moments {
                 mean: vec![0.0; rows * columns],
                 neurons: vec![0.0; rows.max(columns)],
@@ -106,6 +110,7 @@ impl Muon {
                 }
                 Ok(())
             }
+            Memory::Card(moments) => moments.step(&self.vars, grads, step),
             Memory::Fused(memory) => {
                 let bf16 = self.compute == Compute::Bf16 && crate::multiplies_bf16();
                 let matrices = self.vars.par_iter().zip(grads).zip(memory);

@@ -1,7 +1,7 @@
 //! RMS norm without gains, alone and together with rotary embeddings.
 
 use crate::{
-    composed,
+    card, composed,
     element::{Element, vectorized},
     math::dot,
     pass::{Activations, Fused, dispatch},
@@ -16,7 +16,9 @@ pub const NORM_EPS: f64 = f32::EPSILON as f64;
 /// `x / sqrt(mean(x²) + NORM_EPS)` over the channels of a token (Zhang and Sennrich 2019, *Root mean
 /// square layer normalization*, arXiv 1910.07467).
 pub fn rms_norm(xs: &Activations) -> Result<Activations> {
-    dispatch!([xs], fused_norm(xs), composed::rms_norm(xs).map(Activations::Composed))
+    dispatch!([xs], fused_norm(xs), card::rms_norm(xs), {
+        composed::rms_norm(xs).map(Activations::Composed)
+    })
 }
 
 /// Rotary position embeddings, then [`rms_norm`] of every head.
@@ -42,7 +44,7 @@ pub fn rotary_norm(
         );
     }
     let (cos, sin) = (cos.narrow(0, 0, time)?, sin.narrow(0, 0, time)?);
-    dispatch!([xs], fused_rotary(xs, [cos, sin]), {
+    dispatch!([xs], fused_rotary(xs, [cos, sin]), card::rotary_norm(xs, &cos, &sin), {
         composed::rotary_norm(xs, &cos, &sin).map(Activations::Composed)
     })
 }

@@ -6,6 +6,7 @@
 //! depends on the shapes alone, so the number of threads changes no bit of a result.
 
 use crate::{
+    card,
     gradients::{Gradients, Loss, Sink},
     product::Number,
     storage,
@@ -25,6 +26,8 @@ pub enum Compute {
     Bf16,
     /// Fused operations on the CPU, in `f32`.
     F32,
+    /// Kernels on a card: activations and products in `bf16`, sums in `f32`.
+    Card,
     /// candle's own operations, on any device, in the type of the parameters.
     Composed,
 }
@@ -33,6 +36,7 @@ impl Compute {
     /// The fastest for parameters of this type, there.
     pub fn fastest(device: &Device, dtype: DType) -> Self {
         match (device, dtype) {
+            (device, DType::F32) if card::takes(device) => Self::Card,
             (Device::Cpu, DType::F32) if crate::multiplies_bf16() => Self::Bf16,
             (Device::Cpu, DType::F32) => Self::F32,
             _ => Self::Composed,
@@ -63,6 +67,7 @@ pub fn gradients<Failure: From<Error> + Send>(
     match compute {
         Compute::Bf16 => fused_gradients::<bf16, _>(rows, seq_len, loss),
         Compute::F32 => fused_gradients::<f32, _>(rows, seq_len, loss),
+        Compute::Card => card::gradients((rows, seq_len), loss),
         Compute::Composed => {
             let loss = loss(&Pass::Composed, 0..rows)?;
             Ok(Gradients::composed(loss)?)
@@ -105,6 +110,7 @@ pub fn infer<Failure: From<Error> + Send>(
     match compute {
         Compute::Bf16 => fused_infer::<bf16, _>(rows, seq_len, answer),
         Compute::F32 => fused_infer::<f32, _>(rows, seq_len, answer),
+        Compute::Card => card::infer((rows, seq_len), answer),
         Compute::Composed => answer(&Pass::Composed, 0..rows),
     }
 }
@@ -128,6 +134,8 @@ pub enum Pass {
     #[doc(hidden)]
     F32(Rc<Tape<f32>>),
     #[doc(hidden)]
+    Card(Rc<card::Tape>),
+    #[doc(hidden)]
     Composed,
 }
 
@@ -139,19 +147,23 @@ pub enum Activations {
     Bf16(Node<bf16>),
     #[doc(hidden)]
     F32(Node<f32>),
+    #[doc(hidden)]
+    Card(card::Node),
     /// With the graph that candle keeps.
     Composed(Tensor),
 }
 
-/// Runs an operation on activations of one kind: a generic function on fused ones, or its composed
-/// twin.
+/// Runs an operation on activations of one kind: a generic function on fused ones, the one for a
+/// card, or their composed twin.
 macro_rules! dispatch {
-    ([$first:ident $(, $other:ident)*], $fused:expr, $composed:expr) => {
+    ([$first:ident $(, $other:ident)*], $fused:expr, $card:expr, $composed:expr) => {
         match ($first $(, $other)*) {
             #[allow(unused_parens)]
             ($crate::pass::Activations::Bf16($first) $(, $crate::pass::Activations::Bf16($other))*) => $fused,
             #[allow(unused_parens)]
             ($crate::pass::Activations::F32($first) $(, $crate::pass::Activations::F32($other))*) => $fused,
+            #[allow(unused_parens)]
+            ($crate::pass::Activations::Card($first) $(, $crate::pass::Activations::Card($other))*) => $card,
             #[allow(unused_parens)]
             ($crate::pass::Activations::Composed($first) $(, $crate::pass::Activations::Composed($other))*) => $composed,
             #[allow(unreachable_patterns)]
@@ -167,6 +179,7 @@ impl Activations {
         match self {
             Self::Bf16(node) => Ok((node.tokens(), node.channels)),
             Self::F32(node) => Ok((node.tokens(), node.channels)),
+            Self::Card(node) => Ok(node.dims()),
             Self::Composed(tensor) => tensor.dims2(),
         }
     }
@@ -176,6 +189,7 @@ impl Activations {
         match self {
             Self::Bf16(node) => node.tensor(),
             Self::F32(node) => node.tensor(),
+            Self::Card(node) => node.tensor(),
             Self::Composed(tensor) => Ok(tensor.detach()),
         }
     }
@@ -232,6 +246,16 @@ pub fn apply(
     match inputs.first() {
         Some(Activations::Bf16(_)) => fused(nodes_of::<bf16>(inputs)?, f),
         Some(Activations::F32(_)) => fused(nodes_of::<f32>(inputs)?, f),
+        Some(Activations::Card(_)) => {
+            let nodes = inputs
+                .iter()
+                .map(|input| match input {
+                    Activations::Card(node) => Ok(node),
+                    _ => bail!("activations of different passes"),
+                })
+                .collect::<Result<_>>()?;
+            card::apply(nodes, f)
+        }
         _ => {
             let tensors = inputs
                 .iter()

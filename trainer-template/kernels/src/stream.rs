@@ -1,7 +1,7 @@
 //! What is done to the residual stream and to values, beside matrices.
 
 use crate::{
-    composed,
+    card, composed,
     element::vectorized,
     math::tanh,
     pass::{Activations, Fused, dispatch},
@@ -17,9 +17,13 @@ pub fn mix(
     (lambdas, x0_lambdas): (&Tensor, &Tensor),
     layer: usize,
 ) -> Result<Activations> {
-    dispatch!([xs, x0], fused_mix((xs, x0), (lambdas, x0_lambdas), layer), {
-        composed::mix((xs, x0), (lambdas, x0_lambdas), layer).map(Activations::Composed)
-    })
+    let factors = (lambdas, x0_lambdas);
+    dispatch!(
+        [xs, x0],
+        fused_mix((xs, x0), factors, layer),
+        card::mix((xs, x0), factors, layer),
+        composed::mix((xs, x0), factors, layer).map(Activations::Composed)
+    )
 }
 
 fn fused_mix<E: Fused>(
@@ -83,7 +87,9 @@ vectorized! {
 
 /// The first `count` channels.
 pub fn first_channels(xs: &Activations, count: usize) -> Result<Activations> {
-    dispatch!([xs], fused_first(xs, count), xs.narrow(1, 0, count).map(Activations::Composed))
+    dispatch!([xs], fused_first(xs, count), card::first_channels(xs, count), {
+        xs.narrow(1, 0, count).map(Activations::Composed)
+    })
 }
 
 fn fused_first<E: Fused>(xs: &Node<E>, count: usize) -> Result<Activations> {
@@ -115,9 +121,12 @@ pub fn gated_add(
     values: &Activations,
     gates: &Activations,
 ) -> Result<Activations> {
-    dispatch!([v, values, gates], fused_gate(v, values, gates), {
+    dispatch!(
+        [v, values, gates],
+        fused_gate(v, values, gates),
+        card::gated_add(v, values, gates),
         composed::gated_add(v, values, gates).map(Activations::Composed)
-    })
+    )
 }
 
 fn fused_gate<E: Fused>(v: &Node<E>, values: &Node<E>, gates: &Node<E>) -> Result<Activations> {

@@ -15,7 +15,7 @@ use overnight_kernels::{
 
 mod support;
 
-use support::{Numbers, values};
+use support::{Numbers, card, values, with};
 
 const ROUNDING_F32: f64 = 2e-5;
 const ROUNDING_BF16: f64 = 4.0 / 512.0;
@@ -25,6 +25,9 @@ fn fused() -> Vec<(Compute, f64)> {
     let mut ways = vec![(Compute::F32, ROUNDING_F32)];
     if multiplies_bf16() {
         ways.push((Compute::Bf16, ROUNDING_BF16));
+    }
+    if card() {
+        ways.push((Compute::Card, ROUNDING_BF16));
     }
     ways
 }
@@ -40,9 +43,10 @@ struct Case<'a> {
     operation: Operation<'a>,
 }
 
-fn vars(tensors: &[Tensor], compute: Compute) -> Vec<Var> {
+fn vars(tensors: &[Tensor], compute: Compute, device: &Device) -> Vec<Var> {
     let dtype = if compute == Compute::Composed { DType::F64 } else { DType::F32 };
-    tensors.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect()
+    let var = |x: &Tensor| Var::from_tensor(&x.to_dtype(dtype)?.to_device(device)?);
+    tensors.iter().map(|x| var(x).unwrap()).collect()
 }
 
 fn tensors(vars: &[Var]) -> Vec<Tensor> {
@@ -58,7 +62,12 @@ fn gradient(gradients: &Gradients, var: &Var, name: &str) -> Vec<f64> {
 impl Case<'_> {
     /// The result, and the gradients of `mean(slopes * result)` by every input and weight.
     fn run(&self, slopes: &Tensor, compute: Compute) -> Vec<Vec<f64>> {
-        let (inputs, weights) = (vars(&self.inputs, compute), vars(&self.weights, compute));
+        with(compute, |device| self.run_on(device, slopes, compute))
+    }
+
+    fn run_on(&self, device: &Device, slopes: &Tensor, compute: Compute) -> Vec<Vec<f64>> {
+        let inputs = vars(&self.inputs, compute, device);
+        let weights = vars(&self.weights, compute, device);
         let (tables, matrices) = (tensors(&inputs), tensors(&weights));
         let tokens = self.inputs[0].dim(0).unwrap();
         let ids: Vec<u32> = (0..tokens as u32).collect();
@@ -68,7 +77,7 @@ impl Case<'_> {
             let xs: Vec<_> = tables.iter().map(|x| pass.embedding(x, &ids).unwrap()).collect();
             let ys = (self.operation)(&xs, &matrices)?;
             *result.lock().unwrap() = values(&ys.values()?);
-            let slopes = slopes.clone();
+            let slopes = slopes.to_device(device)?;
             Loss::mean(&apply(&[&ys], |ys| &ys[0] * slopes.to_dtype(ys[0].dtype())?)?)
         };
         let (_, grads) = gradients::<candle_core::Error>(compute, (1, tokens), loss).unwrap();
@@ -248,7 +257,9 @@ fn rotary_norm_agrees() {
             operation: &|x, _| {
                 let dtype =
                     if matches!(x[0], Activations::Composed(_)) { DType::F64 } else { DType::F32 };
-                let tables = (angles.cos()?.to_dtype(dtype)?, angles.sin()?.to_dtype(dtype)?);
+                let device = x[0].values()?.device().clone();
+                let table = |angles: Tensor| angles.to_dtype(dtype)?.to_device(&device);
+                let tables = (table(angles.cos()?)?, table(angles.sin()?)?);
                 rotary_norm(&x[0], (&tables.0, &tables.1), time)
             },
         };
@@ -315,8 +326,9 @@ fn head(
     targets: &[u32],
     soft_cap: f64,
     compute: Compute,
+    device: &Device,
 ) -> [Vec<f64>; 5] {
-    let inputs = vars(&[xs.clone(), weight.clone()], compute);
+    let inputs = vars(&[xs.clone(), weight.clone()], compute, device);
     let parts = tensors(&inputs);
     let ids: Vec<u32> = (0..targets.len() as u32).collect();
     let shape = (1, targets.len());
@@ -356,9 +368,12 @@ fn cross_entropy_agrees() {
         let xs = numbers.tensor(&[tokens, channels], scale);
         let weight = numbers.tensor(&[vocab, channels], 1.0);
         let targets = numbers.ids(tokens, vocab);
-        let expected = head((&xs, &weight), &targets, soft_cap, Compute::Composed);
+        let head = |compute| {
+            with(compute, |device| head((&xs, &weight), &targets, soft_cap, compute, device))
+        };
+        let expected = head(Compute::Composed);
         for (compute, tolerance) in fused() {
-            let got = head((&xs, &weight), &targets, soft_cap, compute);
+            let got = head(compute);
             for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 // Logits are never rounded to bf16: only gradients are.
                 let tolerance = if matches!(n, 1 | 2) { tolerance } else { ROUNDING_F32 };
@@ -372,11 +387,13 @@ fn cross_entropy_agrees() {
 #[test]
 fn nan_stays_nan() {
     for (compute, _) in fused() {
-        let table = Tensor::new(&[[0.0f32, f32::NAN, 1.0, 2.0]], &Device::Cpu).unwrap();
-        let weight = Tensor::ones((4, 4), DType::F32, &Device::Cpu).unwrap();
-        let nats = infer::<candle_core::Error>(compute, (1, 1), |pass, _| {
-            let x = linear(&relu_squared(&pass.embedding(&table, &[0])?)?, &weight)?;
-            token_nats(&rms_norm(&x)?, &weight, &[1], 15.0)
+        let nats = with(compute, |device| {
+            let table = Tensor::new(&[[0.0f32, f32::NAN, 1.0, 2.0]], device).unwrap();
+            let weight = Tensor::ones((4, 4), DType::F32, device).unwrap();
+            infer::<candle_core::Error>(compute, (1, 1), |pass, _| {
+                let x = linear(&relu_squared(&pass.embedding(&table, &[0])?)?, &weight)?;
+                token_nats(&rms_norm(&x)?, &weight, &[1], 15.0)
+            })
         });
         assert!(nats.unwrap()[0].is_nan());
     }
@@ -384,33 +401,41 @@ fn nan_stays_nan() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let weight = Tensor::zeros((3, 4), DType::F32, &Device::Cpu).unwrap();
-    let table = Tensor::zeros((5, 6), DType::F32, &Device::Cpu).unwrap();
     for (compute, _) in fused() {
-        let refusal = |f: &(dyn Fn(&Activations) -> Result<()> + Sync)| {
-            let answer = infer::<candle_core::Error>(compute, (1, 2), |pass, _| {
-                f(&pass.embedding(&table, &[0, 4])?)?;
-                Ok(Vec::new())
-            });
-            answer.unwrap_err().to_string()
-        };
-        assert!(refusal(&|x| linear(x, &weight).map(drop)).contains("6 channels"));
-        assert!(refusal(&|x| first_channels(x, 7).map(drop)).contains("7 of 6"));
-        let targets = |x: &Activations| token_nats(x, &table, &[5, 0], 15.0).map(drop);
-        assert!(refusal(&targets).contains("target 5 of a vocabulary of 5"));
-        let heads = Heads { time: 2, channels: 4, window: 1 };
-        assert!(refusal(&|x| attention(x, x, x, heads).map(drop)).contains("attention"));
-        let tables = |x: &Activations| rotary_norm(x, (&weight, &weight), 2).map(drop);
-        assert!(refusal(&tables).contains("rotary_norm"));
-        let unknown = infer::<candle_core::Error>(compute, (1, 1), |pass, _| {
-            pass.embedding(&table, &[5]).map(|_| Vec::new())
-        });
-        assert!(unknown.unwrap_err().to_string().contains("token 5 of a vocabulary of 5"));
+        with(compute, |device| refusals(compute, device));
     }
+}
+
+fn refusals(compute: Compute, device: &Device) {
+    let weight = Tensor::zeros((3, 4), DType::F32, device).unwrap();
+    let table = Tensor::zeros((5, 6), DType::F32, device).unwrap();
+    let refusal = |f: &(dyn Fn(&Activations) -> Result<()> + Sync)| {
+        let answer = infer::<candle_core::Error>(compute, (1, 2), |pass, _| {
+            f(&pass.embedding(&table, &[0, 4])?)?;
+            Ok(Vec::new())
+        });
+        answer.unwrap_err().to_string()
+    };
+    assert!(refusal(&|x| linear(x, &weight).map(drop)).contains("6 channels"));
+    assert!(refusal(&|x| first_channels(x, 7).map(drop)).contains("7 of 6"));
+    let targets = |x: &Activations| token_nats(x, &table, &[5, 0], 15.0).map(drop);
+    assert!(refusal(&targets).contains("target 5 of a vocabulary of 5"));
+    let heads = Heads { time: 2, channels: 4, window: 1 };
+    assert!(refusal(&|x| attention(x, x, x, heads).map(drop)).contains("attention"));
+    let tables = |x: &Activations| rotary_norm(x, (&weight, &weight), 2).map(drop);
+    assert!(refusal(&tables).contains("rotary_norm"));
+    let unknown = infer::<candle_core::Error>(compute, (1, 1), |pass, _| {
+        pass.embedding(&table, &[5]).map(|_| Vec::new())
+    });
+    assert!(unknown.unwrap_err().to_string().contains("token 5 of a vocabulary of 5"));
 }
 
 /// A little model over 16 sequences, so that there are several shards and lanes.
 fn model(compute: Compute) -> (f64, Vec<Vec<f64>>) {
+    with(compute, |device| model_on(device, compute))
+}
+
+fn model_on(device: &Device, compute: Compute) -> (f64, Vec<Vec<f64>>) {
     let (rows, time, channels, vocab) = (18, 160, 32, 50);
     let mut numbers = Numbers(9);
     let parts = [
@@ -419,7 +444,7 @@ fn model(compute: Compute) -> (f64, Vec<Vec<f64>>) {
         numbers.tensor(&[vocab, channels], 0.5),
     ];
     let (ids, targets) = (numbers.ids(rows * time, vocab), numbers.ids(rows * time, vocab));
-    let vars = vars(&parts, compute);
+    let vars = vars(&parts, compute, device);
     let parts = tensors(&vars);
     let (loss, grads) = gradients::<candle_core::Error>(compute, (rows, time), |pass, rows| {
         let part = rows.start * time..rows.end * time;
@@ -466,24 +491,28 @@ fn results_do_not_depend_on_the_number_of_threads() {
 fn a_prefix_is_answered_as_the_whole_sequence_is_to_the_bit() {
     let (time, channels, vocab) = (97, 32, 50);
     let mut numbers = Numbers(10);
-    let mut tensor = |shape: &[usize]| numbers.tensor(shape, 1.0).to_dtype(DType::F32).unwrap();
-    let table = tensor(&[vocab, channels]);
+    let table = numbers.tensor(&[vocab, channels], 1.0).to_dtype(DType::F32).unwrap();
     let ids = numbers.ids(time, vocab);
     for (compute, _) in fused() {
-        let hidden = |pass: &overnight_kernels::Pass, ids: &[u32]| -> Result<Activations> {
-            let x = rms_norm(&pass.embedding(&table, ids)?)?;
-            attention(&x, &x, &x, Heads { time: ids.len(), channels: 16, window: 20 })
-        };
-        let whole = infer::<candle_core::Error>(compute, (1, time), |pass, _| {
-            hidden(pass, &ids)?.values()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+        with(compute, |device| prefixes(compute, &table.to_device(device).unwrap(), &ids));
+    }
+}
+
+fn prefixes(compute: Compute, table: &Tensor, ids: &[u32]) {
+    let (time, channels) = (ids.len(), table.dim(1).unwrap());
+    let hidden = |pass: &overnight_kernels::Pass, ids: &[u32]| -> Result<Activations> {
+        let x = rms_norm(&pass.embedding(table, ids)?)?;
+        attention(&x, &x, &x, Heads { time: ids.len(), channels: 16, window: 20 })
+    };
+    let whole = infer::<candle_core::Error>(compute, (1, time), |pass, _| {
+        hidden(pass, ids)?.values()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    })
+    .unwrap();
+    for length in [1, 2, 31, 32, 33, 96] {
+        let part = infer::<candle_core::Error>(compute, (1, length), |pass, _| {
+            hidden(pass, &ids[..length])?.values()?.flatten_all()?.to_vec1()
         })
         .unwrap();
-        for length in [1, 2, 31, 32, 33, 96] {
-            let part = infer::<candle_core::Error>(compute, (1, length), |pass, _| {
-                hidden(pass, &ids[..length])?.values()?.flatten_all()?.to_vec1()
-            })
-            .unwrap();
-            assert_eq!(part, whole[..length * channels], "{compute:?}, {length}");
-        }
+        assert_eq!(part, whole[..length * channels], "{compute:?}, {length}");
     }
 }

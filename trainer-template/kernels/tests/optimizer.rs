@@ -5,7 +5,7 @@ use overnight_kernels::{AdamW, AdamWStep, Compute, Muon, MuonStep, multiplies_bf
 
 mod support;
 
-use support::{Numbers, values};
+use support::{Numbers, card, values, with};
 
 const ADAM_EPS: f64 = 1e-10;
 const MUON_BETA2: f64 = 0.95;
@@ -116,6 +116,9 @@ fn ways() -> Vec<(DType, Compute, f64)> {
     if multiplies_bf16() {
         ways.push((DType::F32, Compute::Bf16, 0.3));
     }
+    if card() {
+        ways.push((DType::F32, Compute::Card, 0.3));
+    }
     ways
 }
 
@@ -133,32 +136,40 @@ fn assert_close(name: &str, got: &[f64], expected: &[f64], tolerance: f64) {
 
 #[test]
 fn muon_agrees_with_plain_loops_for_tall_wide_and_square_matrices() {
-    let shapes = [(7, 3), (3, 7), (5, 5), (1, 4), (4, 1), (16, 4), (40, 33), (33, 70)];
-    for ((rows, columns), (dtype, compute, tolerance)) in
-        shapes.into_iter().flat_map(|shape| ways().into_iter().map(move |way| (shape, way)))
-    {
-        let mut numbers = Numbers(rows as u64 * 100 + columns as u64);
-        // Two of a shape, to see that they are kept apart.
-        let params = [random(&mut numbers, rows, columns), random(&mut numbers, rows, columns)];
-        let var = |param| Var::from_tensor(&tensor(param).to_dtype(dtype).unwrap()).unwrap();
-        let vars = params.each_ref().map(var);
-        let starts = params.clone();
-        let mut references = params.map(Reference::new);
-        let mut muon = Muon::new(&vars, compute).unwrap();
-        for number in 0..5 {
-            let (lr, momentum) = (0.05 - 0.005 * number as f64, 0.85 + 0.02 * number as f64);
-            let step = MuonStep { lr, momentum, beta2: MUON_BETA2, weight_decay: 0.3 };
-            let grads = [random(&mut numbers, rows, columns), random(&mut numbers, rows, columns)];
-            let tensors = grads.each_ref().map(|grad| tensor(grad).to_dtype(dtype).unwrap());
-            muon.step(&tensors.each_ref(), step).unwrap();
-            for (i, (reference, grad)) in references.iter_mut().zip(&grads).enumerate() {
-                reference.step(grad, lr, momentum, step.weight_decay);
-                let name = format!("{rows} x {columns}, {compute:?}, matrix {i}, step {number}");
-                let expected = reference.param.concat();
-                let off = distance(&values(&vars[i]), &expected);
-                let moved = distance(&starts[i].concat(), &expected);
-                assert!(off <= tolerance * moved, "{name}: {off} off after moving {moved}");
-            }
+    for shape in [(7, 3), (3, 7), (5, 5), (1, 4), (4, 1), (16, 4), (40, 33), (33, 70)] {
+        for (dtype, compute, tolerance) in ways() {
+            with(compute, |device| muon_agrees(shape, (dtype, device), compute, tolerance));
+        }
+    }
+}
+
+fn muon_agrees(
+    (rows, columns): (usize, usize),
+    (dtype, device): (DType, &Device),
+    compute: Compute,
+    tolerance: f64,
+) {
+    let mut numbers = Numbers(rows as u64 * 100 + columns as u64);
+    // Two of a shape, to see that they are kept apart.
+    let params = [random(&mut numbers, rows, columns), random(&mut numbers, rows, columns)];
+    let place = |xs: &Rows| tensor(xs).to_dtype(dtype).unwrap().to_device(device).unwrap();
+    let vars = params.each_ref().map(|param| Var::from_tensor(&place(param)).unwrap());
+    let starts = params.clone();
+    let mut references = params.map(Reference::new);
+    let mut muon = Muon::new(&vars, compute).unwrap();
+    for number in 0..5 {
+        let (lr, momentum) = (0.05 - 0.005 * number as f64, 0.85 + 0.02 * number as f64);
+        let step = MuonStep { lr, momentum, beta2: MUON_BETA2, weight_decay: 0.3 };
+        let grads = [random(&mut numbers, rows, columns), random(&mut numbers, rows, columns)];
+        let tensors = grads.each_ref().map(place);
+        muon.step(&tensors.each_ref(), step).unwrap();
+        for (i, (reference, grad)) in references.iter_mut().zip(&grads).enumerate() {
+            reference.step(grad, lr, momentum, step.weight_decay);
+            let name = format!("{rows} x {columns}, {compute:?}, matrix {i}, step {number}");
+            let expected = reference.param.concat();
+            let off = distance(&values(&vars[i]), &expected);
+            let moved = distance(&starts[i].concat(), &expected);
+            assert!(off <= tolerance * moved, "{name}: {off} off after moving {moved}");
         }
     }
 }
@@ -180,12 +191,14 @@ fn muon_gives_well_conditioned_gradients_singular_values_near_one() {
 #[test]
 fn muon_leaves_a_matrix_without_a_gradient_where_it_is() {
     for (dtype, compute, _) in ways() {
-        let start = tensor(&vec![vec![1.0, -2.0], vec![0.5, 3.0]]).to_dtype(dtype).unwrap();
-        let var = Var::from_tensor(&start).unwrap();
-        let mut muon = Muon::new(std::slice::from_ref(&var), compute).unwrap();
-        let step = MuonStep { lr: 0.1, momentum: 0.9, beta2: MUON_BETA2, weight_decay: 0.0 };
-        muon.step(&[&var.zeros_like().unwrap()], step).unwrap();
-        assert_eq!(values(&var), [1.0, -2.0, 0.5, 3.0], "{compute:?}");
+        with(compute, |device| {
+            let start = tensor(&vec![vec![1.0, -2.0], vec![0.5, 3.0]]).to_dtype(dtype).unwrap();
+            let var = Var::from_tensor(&start.to_device(device).unwrap()).unwrap();
+            let mut muon = Muon::new(std::slice::from_ref(&var), compute).unwrap();
+            let step = MuonStep { lr: 0.1, momentum: 0.9, beta2: MUON_BETA2, weight_decay: 0.0 };
+            muon.step(&[&var.zeros_like().unwrap()], step).unwrap();
+            assert_eq!(values(&var), [1.0, -2.0, 0.5, 3.0], "{compute:?}");
+        });
     }
 }
 
@@ -198,35 +211,39 @@ fn matrices_of_different_shapes_are_refused() {
 
 #[test]
 fn adamw_agrees_with_plain_loops() {
+    let mut ways = vec![(DType::F64, Compute::Composed, 1e-13), (DType::F32, Compute::F32, 1e-5)];
+    if card() {
+        ways.push((DType::F32, Compute::Card, 1e-5));
+    }
+    for (dtype, compute, tolerance) in ways {
+        with(compute, |device| adamw_agrees((dtype, device), tolerance));
+    }
+}
+
+fn adamw_agrees((dtype, device): (DType, &Device), tolerance: f64) {
     let mut numbers = Numbers(4);
     // Longer than what one task takes, and not a multiple of it.
     let (rows, columns) = (3, 16_001);
-    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
-        for betas in [(0.8, 0.95), (0.96, 0.95)] {
-            let start = random(&mut numbers, rows, columns);
-            let var = Var::from_tensor(&tensor(&start).to_dtype(dtype).unwrap()).unwrap();
-            let mut param = start.concat();
-            let (mut mean, mut mean_square) = (vec![0.0; param.len()], vec![0.0; param.len()]);
-            let mut adamw = AdamW::new(&var).unwrap();
-            for number in 1..=6 {
-                let lr = 0.03 / f64::from(number);
-                let grad = random(&mut numbers, rows, columns);
-                let step = AdamWStep { lr, betas, eps: ADAM_EPS };
-                adamw.step(&tensor(&grad).to_dtype(dtype).unwrap(), step).unwrap();
-                for (i, grad) in grad.into_iter().flatten().enumerate() {
-                    mean[i] = betas.0 * mean[i] + (1.0 - betas.0) * grad;
-                    mean_square[i] = betas.1 * mean_square[i] + (1.0 - betas.1) * grad * grad;
-                    let corrected = mean[i] / (1.0 - betas.0.powi(number));
-                    let spread = (mean_square[i] / (1.0 - betas.1.powi(number))).sqrt();
-                    param[i] -= lr * corrected / (spread + ADAM_EPS);
-                }
-                assert_close(
-                    &format!("{dtype:?}, step {number}"),
-                    &values(&var),
-                    &param,
-                    tolerance,
-                );
+    let place = |xs: &Rows| tensor(xs).to_dtype(dtype).unwrap().to_device(device).unwrap();
+    for betas in [(0.8, 0.95), (0.96, 0.95)] {
+        let start = random(&mut numbers, rows, columns);
+        let var = Var::from_tensor(&place(&start)).unwrap();
+        let mut param = start.concat();
+        let (mut mean, mut mean_square) = (vec![0.0; param.len()], vec![0.0; param.len()]);
+        let mut adamw = AdamW::new(&var).unwrap();
+        for number in 1..=6 {
+            let lr = 0.03 / f64::from(number);
+            let grad = random(&mut numbers, rows, columns);
+            let step = AdamWStep { lr, betas, eps: ADAM_EPS };
+            adamw.step(&place(&grad), step).unwrap();
+            for (i, grad) in grad.into_iter().flatten().enumerate() {
+                mean[i] = betas.0 * mean[i] + (1.0 - betas.0) * grad;
+                mean_square[i] = betas.1 * mean_square[i] + (1.0 - betas.1) * grad * grad;
+                let corrected = mean[i] / (1.0 - betas.0.powi(number));
+                let spread = (mean_square[i] / (1.0 - betas.1.powi(number))).sqrt();
+                param[i] -= lr * corrected / (spread + ADAM_EPS);
             }
+            assert_close(&format!("{dtype:?}, step {number}"), &values(&var), &param, tolerance);
         }
     }
 }

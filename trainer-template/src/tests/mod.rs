@@ -1,5 +1,6 @@
 //! Tests of the shipped `train.rs`. A study's edits are judged by the exam, not by these.
 
+mod card;
 mod model;
 mod trainer;
 

@@ -2,7 +2,11 @@
 
 #![allow(dead_code)]
 
+#[cfg(not(feature = "cuda"))]
+mod host;
+
 use candle_core::{DType, Device, Tensor};
+use overnight_kernels::Compute;
 
 /// Numbers that look random, spread over -1..1, the same at every run.
 pub struct Numbers(pub u64);
@@ -32,5 +36,39 @@ impl Numbers {
 }
 
 pub fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    let tensor = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn host() -> Option<host::Host> {
+    host::Host::new(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda"))
+}
+
+/// Whether there is something that kernels for cards run on: a card, where the tests are built for one,
+/// or a C++ compiler.
+pub fn card() -> bool {
+    #[cfg(feature = "cuda")]
+    return true;
+    #[cfg(not(feature = "cuda"))]
+    host().is_some()
+}
+
+/// Calls `body` with the device that `compute` is for.
+pub fn with<R>(compute: Compute, body: impl FnOnce(&Device) -> R) -> R {
+    if compute != Compute::Card {
+        return body(&Device::Cpu);
+    }
+    #[cfg(feature = "cuda")]
+    {
+        thread_local! {
+            static CARD: Device = Device::new_cuda(0).expect("the tests were built for a card");
+        }
+        CARD.with(body)
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        let host = host().expect("it was there when the ways were listed");
+        overnight_kernels::card::emulate(std::rc::Rc::new(host), || body(&Device::Cpu))
+    }
 }
