@@ -42,6 +42,9 @@ struct Options {
     /// A trainer crate [default: the GPT that comes with overnight]
     #[arg(long, value_name = "DIR")]
     trainer: Option<PathBuf>,
+    /// What to train on: cpu, cuda for the first card, or cuda:1 for another
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
     /// The research instructions
     #[arg(long, value_name = "FILE", default_value = "program.md")]
     program: PathBuf,
@@ -114,6 +117,26 @@ struct Options {
     /// One JSON event a line on standard output, instead of progress bars
     #[arg(long)]
     json: bool,
+}
+
+/// What a trainer computes on.
+#[derive(Debug, Clone, Copy)]
+enum Device {
+    Cpu,
+    Cuda(usize),
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ordinal = match text {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()),
+        };
+        ordinal.map(Self::Cuda).ok_or_else(|| "cpu, cuda or cuda:1".to_owned())
+    }
 }
 
 fn main() -> ExitCode {
@@ -229,6 +252,9 @@ fn study(
         .program_file(&options.program)?
         .stop_handle(stop)
         .observer(observer);
+    if let Device::Cuda(ordinal) = options.device {
+        builder = builder.cuda_device(ordinal);
+    }
     for proposer in &options.proposer {
         builder = builder.proposer(hire(options, proposer)?);
     }

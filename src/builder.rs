@@ -2,6 +2,7 @@
 
 use crate::{
     Budget, Error, Event, Result, Study,
+    card::{Card, compiles_for_cards},
     cargo::{BUILD_LIMIT, Cargo},
     config::{CommandConfig, Config, Objective, TrainerConfig},
     data::{DataSpec, Dataset, PrepareOptions, Split},
@@ -254,7 +255,8 @@ impl StudyBuilder {
         self
     }
 
-    /// Train on the CUDA device with this ordinal. Default: on the CPU.
+    /// Train on the CUDA device with this ordinal, among those that `CUDA_VISIBLE_DEVICES` leaves. The
+    /// trainer is built with its crate's feature `cuda`, if it has one. Default: on the CPU.
     pub fn cuda_device(mut self, ordinal: usize) -> Self {
         self.cuda_device = Some(ordinal);
         self
@@ -436,7 +438,9 @@ impl StudyBuilder {
         })?;
         let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
         let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
-        let cargo = Cargo::open(&trainer, &cache, self.stop.clone())?;
+        let compiles = compiles_for_cards(trainer.folder());
+        let card = self.cuda_device.map(|ordinal| Card::open(ordinal, compiles)).transpose()?;
+        let cargo = Cargo::open_for(card.clone(), &trainer, &cache, self.stop.clone())?;
         let mut cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {
             Some(program) => program.clone(),
@@ -447,11 +451,12 @@ impl StudyBuilder {
             max_seq_len: self.rules.seq_len,
             seed: self.seed,
             threads,
-            cuda_device: self.cuda_device,
+            cuda_device: card.as_ref().map(Card::ordinal_in_worker),
         };
         let (limits, sandbox, stop) = (self.limits, self.sandbox, self.stop.clone());
         let bounds = Bounds::default();
-        let runner = Runner { program, setup, limits, bounds, sandbox, stop };
+        let known = card.as_ref().and_then(|card| card.identity.clone());
+        let runner = Runner { program, setup, card, limits, bounds, sandbox, stop };
         let mut missing = runner.check(dir)?;
         // A compiler needs less of the system than a worker does.
         if sandbox != Sandbox::Off && cfg!(target_os = "linux") {
@@ -477,6 +482,7 @@ impl StudyBuilder {
             toolchain: cargo.toolchain().to_owned(),
             threads,
             cuda_device: self.cuda_device,
+            card: known.map(|card| card.name),
         };
         Ok(Subject {
             objective: Objective::Trainer(config),

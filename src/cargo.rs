@@ -6,6 +6,7 @@
 
 use crate::{
     Error, Result,
+    card::{self, Card},
     environment::{cargo, cargo_at, cargo_that_downloads},
     foreign,
     hash::sha256,
@@ -44,6 +45,8 @@ pub struct Cargo {
     home: Option<PathBuf>,
     sysroot: Option<PathBuf>,
     stop: StopHandle,
+    /// What it is built for, if that is not the processor.
+    card: Option<Card>,
 }
 
 /// How long the compiler may be silent: it tells of every crate when that is done.
@@ -72,6 +75,18 @@ impl Cargo {
     /// No cargo, no write access to the cache, or dependencies that are neither on the machine nor
     /// to be had.
     pub fn open(trainer: &TrainerCrate, cache: &Path, stop: StopHandle) -> Result<Self> {
+        Self::open_for(None, trainer, cache, stop)
+    }
+
+    /// The same, for a trainer that is to compute on a card: with the crate's feature for that, and
+    /// in a target folder of its own, since a dependency with another feature is compiled anew.
+    pub(crate) fn open_for(
+        card: Option<Card>,
+        trainer: &TrainerCrate,
+        cache: &Path,
+        stop: StopHandle,
+    ) -> Result<Self> {
+        let card = card.filter(|card| card.toolkit.is_some());
         let folder = cache.join("crates").join(&trainer.fingerprint()[..16]);
         {
             let _lock = lock_at(&cache.join("crates/.overnight-lock"))?;
@@ -79,7 +94,8 @@ impl Cargo {
         }
         // Of where builds happen: a file or a setting above the user's folder may name another one.
         let toolchain = toolchain(&folder)?;
-        let target = cache.join(format!("target-{}", &sha256(toolchain.as_bytes())[..12]));
+        let purpose = if card.is_some() { "target-cuda" } else { "target" };
+        let target = cache.join(format!("{purpose}-{}", &sha256(toolchain.as_bytes())[..12]));
         fs::create_dir_all(&target).map_err(Error::io("create", &target))?;
         let fixed = trainer.project().fixed.keys().map(|name| folder.join(name)).collect();
         let mut cargo = Self {
@@ -93,6 +109,7 @@ impl Cargo {
             home: None,
             sysroot: None,
             stop,
+            card,
         };
         let _lock = cargo.lock()?;
         cargo.home = settings::home_for(&cargo.folder, &cargo.target.join(".overnight-cargo"))?;
@@ -123,6 +140,10 @@ impl Cargo {
             let home = std::env::var_os(variable).map(PathBuf::from);
             Some(home.or_else(|| Some(dirs::home_dir()?.join(name)))?.join(part))
         }));
+        if let Some(toolkit) = self.card.as_ref().and_then(|card| card.toolkit.as_ref()) {
+            // The linker looks there.
+            readable.push(toolkit.home.clone());
+        }
         let temporary = self.temporary();
         fs::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
         let writable = vec![self.target.clone(), PathBuf::from("/dev/null")];
@@ -274,6 +295,9 @@ impl Cargo {
         let mut command = self.command("build", &self.folder);
         command.args(["--release", "--offline", "--locked", "--lib", "--message-format=json"]);
         command.arg("--target-dir").arg(&self.target);
+        if self.card.is_some() {
+            command.args(["--features", card::FEATURE]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Dropped early, it takes the compiler with it.
         let mut group = Group::spawn(&mut command).map_err(|error| missing("cargo", error))?;
@@ -422,6 +446,9 @@ impl Cargo {
         let host = self.toolchain.lines().find_map(|line| line.strip_prefix("host: "));
         let mut command = self.command("metadata", &self.folder);
         command.args(["--format-version=1", "--offline", "--locked"]);
+        if self.card.is_some() {
+            command.args(["--features", card::FEATURE]);
+        }
         command.args(host.into_iter().flat_map(|host| ["--filter-platform", host]));
         let output = lifeline::output(&mut command).map_err(|error| missing("cargo", error))?;
         let metadata =
@@ -451,6 +478,9 @@ impl Cargo {
             command.arg(verb).arg("--manifest-path").arg(folder.join("Cargo.toml"));
         } else {
             command.arg(verb).current_dir(folder);
+        }
+        if let Some(card) = &self.card {
+            card.tell_build(&mut command);
         }
         if let Some(confinement) = &self.sandbox {
             command.env("RUSTC_WORKSPACE_WRAPPER", self.compiler()).env("TMPDIR", self.temporary());

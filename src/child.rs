@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Outcome, Result,
+    card::Card,
     conditions::{Conditions, Watch},
     conversation::{Conversation, Heard},
     foreign::{self, Extent},
@@ -104,6 +105,7 @@ impl Worker {
         command
             .env_clear()
             .envs(environment(runner.setup.threads))
+            .envs(runner.card.iter().flat_map(Card::environment))
             .env(worker::VARIABLE, std::process::id().to_string())
             .env("TMPDIR", place)
             .current_dir(place)

@@ -66,6 +66,9 @@ pub struct TrainerConfig {
     pub threads: usize,
     /// CUDA ordinal; null is the CPU.
     pub cuda_device: Option<usize>,
+    /// The card's name; null is the CPU, or a card that nobody knew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<String>,
 }
 
 /// What a command's numbers depend on.

@@ -24,6 +24,10 @@ pub enum Error {
     #[error("`{command}` failed in {}:\n{complaint}", folder.display())]
     Command { command: String, folder: PathBuf, complaint: String },
 
+    /// There is no card to compute on, or nothing to compile for it with.
+    #[error("cannot train on a card: {problem}")]
+    Card { problem: String },
+
     /// The text is no budget.
     #[error("{text:?} is no budget: {problem} (examples: 5m, 90s, 200steps)")]
     Budget { text: String, problem: &'static str },

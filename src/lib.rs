@@ -4,6 +4,7 @@
 mod budget;
 mod builder;
 mod bundle;
+mod card;
 mod cargo;
 mod certificate;
 mod child;

@@ -2,6 +2,7 @@
 
 use crate::{
     Budget, Error, Outcome, Result,
+    card::Card,
     child::{Output, Worker, ended},
     conditions::Conditions,
     data::Loader,
@@ -28,6 +29,8 @@ pub(crate) struct Runner {
     /// The program to run again.
     pub program: PathBuf,
     pub setup: Setup,
+    /// What the setup's card is.
+    pub card: Option<Card>,
     pub limits: Limits,
     /// What the baseline's needs allow beyond that.
     pub bounds: Bounds,
@@ -133,6 +136,7 @@ impl Runner {
                 library: Some(job.library.to_owned()),
                 writable: vec![scratch.folder.clone()],
                 cuda: self.setup.cuda_device.is_some(),
+                readable: self.card_libraries(),
                 ..Confinement::default()
             };
             worker.confine(self, confinement)?;
@@ -170,6 +174,11 @@ impl Runner {
         worker.read_peak_memory();
         seen.peak_memory_mb = worker.peak_memory_mb;
         trained
+    }
+
+    /// Where a card's libraries are.
+    fn card_libraries(&self) -> Vec<PathBuf> {
+        self.card.as_ref().map(Card::libraries).unwrap_or_default()
     }
 
     /// Hands out batches until the trainer returns; the last that it says of its progress.
@@ -232,6 +241,7 @@ impl Runner {
             library: Some(library.clone()),
             writable: vec![scratch.folder.clone()],
             cuda: self.setup.cuda_device.is_some(),
+            readable: self.card_libraries(),
             ..Confinement::default()
         };
         worker.confine(&runner, confinement)?;
@@ -261,7 +271,7 @@ impl Runner {
         let mut worker = Worker::spawn(self, folder, &room.folder, Output::Exam)?;
         let confinement = Confinement {
             library: Some(library.clone()),
-            readable: vec![checkpoint.clone()],
+            readable: [self.card_libraries(), vec![checkpoint.clone()]].concat(),
             cuda: self.setup.cuda_device.is_some(),
             ..Confinement::default()
         };

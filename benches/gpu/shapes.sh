@@ -22,11 +22,13 @@ build() {
     done
     (cd "$work/trainer-template" && CARGO_TARGET_DIR=$target cargo build --release --locked --features cuda)
     strip -o "$out/$name.so" "$target/release/libtrainer.so"
+    cp "$source" "$out/$name.rs"
 }
 
 build 4x128
 build 4x128x256 BATCH_ROWS=256
 build 4x128-f32 BF16=false
+build 4x128-slow BATCH_ROWS=256 MATRIX_LR=0.02
 build 8x512 DEPTH=8 WIDTH=512 HEAD_DIM=128 SEQUENCE_LEN=2048 BATCH_ROWS=128
 build 12x768 DEPTH=12 WIDTH=768 HEAD_DIM=128 SEQUENCE_LEN=2048 BATCH_ROWS=64
 (cd "$root" && env -u CARGO_TARGET_DIR cargo build --release --locked --example card)

@@ -36,10 +36,13 @@ pub(super) enum Use {
 ///
 /// # Errors
 /// What the kernel did not allow. Everything is under its usual name then.
-pub(super) fn enter(places: &[(PathBuf, Use)]) -> Result<(), String> {
+///
+/// `parts_network` gives it a network of its own, too, with nobody in it: sockets with a name of the system's
+/// could otherwise be seen by others.
+pub(super) fn enter(places: &[(PathBuf, Use)], parts_network: bool) -> Result<(), String> {
     let said = |step: &'static str| move |error: io::Error| format!("{step}: {error}");
     let here = std::env::current_dir().map_err(said("the present folder"))?;
-    own_namespace().map_err(said("a mount namespace"))?;
+    own_namespace(parts_network).map_err(said("a mount namespace"))?;
     // Before anything is hidden. A place below another one comes behind it.
     let mut sources = Vec::new();
     for (path, purpose) in places {
@@ -63,14 +66,15 @@ pub(super) fn enter(places: &[(PathBuf, Use)]) -> Result<(), String> {
 }
 
 /// Mounts of this process's own; as an ordinary user, by way of a user namespace of its own.
-fn own_namespace() -> io::Result<()> {
+fn own_namespace(parts_network: bool) -> io::Result<()> {
+    let network = if parts_network { UnshareFlags::NEWNET } else { UnshareFlags::empty() };
     let (user, group) = (getuid().as_raw(), getgid().as_raw());
     #[expect(unsafe_code, reason = "a process of several threads could be left in two halves")]
     // SAFETY: there is one thread, and no descriptor table is parted.
     let unshare = |flags| unsafe { unshare_unsafe(flags) };
-    match unshare(UnshareFlags::NEWNS) {
+    match unshare(UnshareFlags::NEWNS | network) {
         Err(Errno::PERM) => {
-            unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)?;
+            unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS | network)?;
             fs::write("/proc/self/setgroups", "deny")?;
             fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
             fs::write("/proc/self/gid_map", format!("{group} {group} 1"))?;

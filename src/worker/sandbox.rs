@@ -111,8 +111,19 @@ mod linux {
     ];
 
     /// What a CUDA driver opens.
-    const CUDA_READABLE: &[&str] =
-        &["/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices/system/node", "/usr/share/nvidia"];
+    const CUDA_READABLE: &[&str] = &[
+        "/proc/driver/nvidia",
+        "/proc/devices",
+        "/proc/sys/vm/mmap_min_addr",
+        "/proc/self/maps",
+        "/sys/bus/pci",
+        "/sys/devices/system/node",
+        "/usr/share/nvidia",
+    ];
+
+    /// Where it names its threads, without which it does not begin (driver 580). It is of this process alone,
+    /// and leads to its memory: no more than what assembly could do, if the lints let any pass.
+    const CUDA_WRITABLE: &str = "/proc/self/task";
 
     /// The newest version of Landlock that the rules below were written for.
     const VERSION: ABI = ABI::V6;
@@ -134,8 +145,9 @@ mod linux {
             .map(|path| (path, Use::Read))
             .chain(devices.map(|path| (path, Use::Device)))
             .chain(confinement.writable.iter().map(|path| (path.clone(), Use::Write)))
+            .chain(own_threads(confinement.cuda).map(|path| (path, Use::Write)))
             .collect();
-        if let Err(error) = room::enter(&places) {
+        if let Err(error) = room::enter(&places, confinement.cuda) {
             missing.push(format!("view of the file system of its own: {error}"));
         }
     }
@@ -200,8 +212,13 @@ mod linux {
             .add_rules(path_beneath_rules(&own_program, read))?
             .add_rules(path_beneath_rules(["/dev/null"], write))?
             .add_rules(path_beneath_rules(&confinement.writable, written))?
-            .add_rules(path_beneath_rules(card_nodes(confinement.cuda), write))?;
+            .add_rules(path_beneath_rules(card_nodes(confinement.cuda), write))?
+            .add_rules(path_beneath_rules(own_threads(confinement.cuda), write))?;
         Ok(rules.restrict_self()?.ruleset)
+    }
+
+    fn own_threads(cuda: bool) -> impl Iterator<Item = std::path::PathBuf> {
+        cuda.then(|| CUDA_WRITABLE.into()).into_iter()
     }
 
     fn card_nodes(cuda: bool) -> Vec<std::path::PathBuf> {
@@ -420,6 +437,11 @@ mod linux {
         libc::SYS_vhangup,
     ];
 
+    /// What a CUDA driver opens a socket of this machine's with, for other processes of its user: nobody is there,
+    /// and no call that reaches one is allowed.
+    const OF_CUDA: &[i64] =
+        &[libc::SYS_socket, libc::SYS_bind, libc::SYS_listen, libc::SYS_setsockopt];
+
     pub(super) fn limit_calls(confinement: &Confinement, missing: &mut Vec<String>) {
         let applied = filters(confinement).and_then(|filters| {
             for filter in &filters {
@@ -438,6 +460,9 @@ mod linux {
         let said = |error: seccompiler::BackendError| error.to_string();
         let whole = |calls: &[i64]| calls.iter().map(|&call| (call, vec![])).collect::<Vec<_>>();
         let mut denied = whole(DENIED);
+        if confinement.cuda {
+            denied.retain(|(call, _)| !OF_CUDA.contains(call));
+        }
         if !confinement.programs {
             denied.extend(whole(OF_PROGRAMS));
             denied.extend(whole(OF_MARKS));
@@ -486,7 +511,7 @@ mod linux {
         let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;
         let shared = SeccompRule::new(vec![condition(3, MaskedEq(shared), shared)?])?;
         let uncounted = if cuda {
-            vec![]
+            vec![(libc::SYS_socket, if_none(0, &[libc::AF_UNIX as u64])?)]
         } else {
             vec![
                 (libc::SYS_mmap, vec![shared]),

@@ -49,7 +49,7 @@
 #define ATTENTION_FORWARD_32_QUERIES 128
 #define ATTENTION_FORWARD_32_KEYS 64
 #define ATTENTION_FORWARD_32_WARPS 4
-#define ATTENTION_FORWARD_32_BLOCKS 4
+#define ATTENTION_FORWARD_32_BLOCKS 3
 #endif
 // Two warps for every 32 keys, so warps = keys / 16.
 #ifndef ATTENTION_BACKWARD_KEYS_128_KEYS
@@ -131,18 +131,19 @@ template <int D, int ROWS, int THREADS>
 static __device__ __forceinline__ void attention_load(unsigned char *tile, const __nv_bfloat16 *from, int first,
                                                       int time, int width, int channels, bool wide) {
     constexpr int CHUNKS = D / 8;
-    static_assert(ROWS * CHUNKS % THREADS == 0 && THREADS % CHUNKS == 0, "a thread keeps its chunk");
+    static_assert(ROWS * CHUNKS % THREADS == 0 && THREADS % (8 * CHUNKS) == 0, "a thread keeps its chunk and turn");
     const int chunk = threadIdx.x % CHUNKS;
     const int start = threadIdx.x / CHUNKS;
     if (wide) {
-        const bool inside = chunk * 8 < width;
+        // Additions only from row to row: this runs between the products of every tile.
+        unsigned char *to = tile + attention_place<D>(start, chunk);
+        const __nv_bfloat16 *source = from + static_cast<long long>(first + start) * channels + chunk * 8;
+        const long long step = static_cast<long long>(THREADS / CHUNKS) * channels;
+        const int rows = chunk * 8 < width ? time - first - start : 0;
 #pragma unroll
         for (int i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
-            const int row = start + i * (THREADS / CHUNKS);
-            const bool valid = inside && first + row < time;
-            const __nv_bfloat16 *source =
-                valid ? from + static_cast<long long>(first + row) * channels + chunk * 8 : from;
-            tile_copy16(tile + attention_place<D>(row, chunk), source, valid);
+            tile_copy16(to + i * (THREADS / CHUNKS) * 2 * D, source, i * (THREADS / CHUNKS) < rows);
+            source += step;
         }
     } else {
 #pragma unroll 1
@@ -262,6 +263,80 @@ static __device__ __forceinline__ void attention_put(unsigned char *tile, int fi
             }
 }
 
+// Whether element e of sums (m, n) is a pair that sees each other; `apart` is the i - j of the lane's
+// first element, and i runs along the rows. i - j as an unsigned number is large where j > i, so
+// one comparison does both ends of the band.
+static __device__ __forceinline__ bool attention_sees(int apart, int window, int m, int n, int e) {
+    return static_cast<uint32_t>(apart + m * 16 + (e / 2) * 8 - n * 8 - (e & 1)) <= static_cast<uint32_t>(window);
+}
+
+// The highest score of each of this lane's rows, its pairs outside the band made minus infinity if
+// EDGE. Two copies of the code, as most tiles lie inside the band and need no mask.
+template <bool EDGE, int M, int N>
+static __device__ __forceinline__ void attention_highest(float (&s)[M][N][4], float (&high)[M][2], int apart,
+                                                         int window) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            high[m][h] = -ATTENTION_INFINITY;
+#pragma unroll
+            for (int n = 0; n < N; ++n)
+#pragma unroll
+                for (int e = 2 * h; e < 2 * h + 2; ++e) {
+                    if (EDGE && !attention_sees(apart, window, m, n, e)) s[m][n][e] = -ATTENTION_INFINITY;
+                    high[m][h] = fmaxf(high[m][h], s[m][n][e]);
+                }
+        }
+}
+
+// Scores of some keys to weights, in place, moving the sums so far to the new top where needed.
+template <int D, int M, int N>
+static __device__ __forceinline__ void attention_soften(float (&s)[M][N][4], float (&out)[M][D / 8][4],
+                                                        float (&top)[M][2], float (&total)[M][2],
+                                                        float (&high)[M][2], float factor) {
+    // Any shift is right as long as nothing overflows, so the sums are only moved to a new one when
+    // the top has risen by more than 2^8. A row that has seen nothing yet stays at minus infinity.
+    bool risen = false;
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            high[m][h] = fmaxf(high[m][h], __shfl_xor_sync(0xffffffffu, high[m][h], 1));
+            high[m][h] = fmaxf(high[m][h], __shfl_xor_sync(0xffffffffu, high[m][h], 2));
+            risen = risen || high[m][h] * factor > top[m][h] * factor + 8.0f;
+        }
+    if (risen) {
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const bool moves = high[m][h] * factor > top[m][h] * factor + 8.0f;
+                const float shrink = moves ? tile_exp2((top[m][h] - high[m][h]) * factor) : 1.0f;
+                top[m][h] = moves ? high[m][h] : top[m][h];
+                total[m][h] *= shrink;
+#pragma unroll
+                for (int n = 0; n < D / 8; ++n) out[m][n][2 * h] *= shrink, out[m][n][2 * h + 1] *= shrink;
+            }
+    }
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float shift = top[m][h] == -ATTENTION_INFINITY ? 0.0f : top[m][h] * factor;
+            float sum = 0.0f;
+#pragma unroll
+            for (int n = 0; n < N; ++n)
+#pragma unroll
+                for (int e = 2 * h; e < 2 * h + 2; ++e) {
+                    const float p = tile_exp2(s[m][n][e] * factor - shift);
+                    s[m][n][e] = p;
+                    sum += p;
+                }
+            total[m][h] += sum;
+        }
+}
+
 // One block: QUERIES queries of one head against all the keys they see, KEYS at a time, the next
 // keys and values on their way while these are worked on. A warp owns QUERIES / WARPS queries; with
 // 32 of them every operand read from shared memory serves two products, without which shared
@@ -328,55 +403,13 @@ attention_forward(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfl
         attention_zero(s);
         attention_scores<D, M, N>(s, q_tile + warp * MINE * ROW, k_tile, a_place, b_place);
 
-        if (k0 + KEYS - 1 > row_low || row_high - k0 > window) {
-            // i - j as an unsigned number is large where j > i, so one comparison does both ends.
-#pragma unroll
-            for (int m = 0; m < M; ++m)
-#pragma unroll
-                for (int n = 0; n < N; ++n)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        const int i = row_low + m * 16 + (e / 2) * 8 + g, j = k0 + n * 8 + t * 2 + (e & 1);
-                        if (static_cast<uint32_t>(i - j) > static_cast<uint32_t>(window))
-                            s[m][n][e] = -ATTENTION_INFINITY;
-                    }
-        }
-
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float high = s[m][0][2 * h];
-#pragma unroll
-                for (int n = 0; n < N; ++n) {
-                    high = fmaxf(high, s[m][n][2 * h]);
-                    high = fmaxf(high, s[m][n][2 * h + 1]);
-                }
-                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-                // Any shift is right as long as nothing overflows, so the sums are only moved to a
-                // new one when the top has risen by more than 2^8. A row that has seen nothing yet
-                // stays at minus infinity.
-                if (high * factor > top[m][h] * factor + 8.0f) {
-                    const float shrink = tile_exp2((top[m][h] - high) * factor);
-                    top[m][h] = high;
-                    total[m][h] *= shrink;
-#pragma unroll
-                    for (int n = 0; n < D / 8; ++n) out[m][n][2 * h] *= shrink, out[m][n][2 * h + 1] *= shrink;
-                }
-                const float shift = top[m][h] == -ATTENTION_INFINITY ? 0.0f : top[m][h] * factor;
-                float sum = 0.0f;
-#pragma unroll
-                for (int n = 0; n < N; ++n)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        const float p = tile_exp2(s[m][n][2 * h + e] * factor - shift);
-                        s[m][n][2 * h + e] = p;
-                        sum += p;
-                    }
-                total[m][h] += sum;
-            }
-
+        const int apart = row_low + g - k0 - t * 2; // i - j of the lane's first element
+        float high[M][2];
+        if (k0 + KEYS - 1 > row_low || row_high - k0 > window)
+            attention_highest<true, M, N>(s, high, apart, window);
+        else
+            attention_highest<false, M, N>(s, high, apart, window);
+        attention_soften<D, M, N>(s, out, top, total, high, factor);
         attention_mix<D, M, N>(out, s, v_tile, a_place);
     }
 
@@ -398,6 +431,24 @@ attention_forward(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __nv_bfl
     attention_store<D, QUERIES, THREADS>(y, q_tile, q0, time, width, channels, wide);
 }
 
+// Scores to weights where a row is a key: the totals, of this lane's queries, run along the columns.
+template <bool EDGE, int M, int N>
+static __device__ __forceinline__ void attention_weigh(float (&s)[M][N][4], const float *totals, int apart,
+                                                       int window, float factor) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const AttentionPair total = *reinterpret_cast<const AttentionPair *>(totals + n * 8);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const float p = tile_exp2(s[m][n][e] * factor - (e & 1 ? total.y : total.x));
+                const int distance = apart + n * 8 + (e & 1) - m * 16 - (e / 2) * 8;
+                s[m][n][e] = !EDGE || static_cast<uint32_t>(distance) <= static_cast<uint32_t>(window) ? p : 0.0f;
+            }
+    }
+}
+
 // One block: KEYS keys of one head and every query that sees them, QUERIES at a time; dk and dv.
 //
 // Everything is turned round: a row of the scores is a key. Then the weights and their gradients
@@ -413,7 +464,7 @@ attention_backward_keys(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __
                         const __nv_bfloat16 *dy, const float *log_totals, const float *delta, __nv_bfloat16 *dk,
                         __nv_bfloat16 *dv, int time, int heads, int width, int channels, int window, float scale) {
     constexpr int PAIRS = KEYS / 32, THREADS = PAIRS * 64, M = 2, N = QUERIES / 8, ROW = 2 * D;
-    static_assert(KEYS % 32 == 0 && QUERIES % 16 == 0 && THREADS >= 2 * QUERIES, "whole tiles");
+    static_assert(KEYS % 32 == 0 && QUERIES % 16 == 0 && KEYS >= QUERIES, "whole tiles");
     SHARED_MEMORY(shared);
     unsigned char *const k_tile = shared;
     unsigned char *const v_tile = shared + KEYS * ROW;
@@ -437,14 +488,15 @@ attention_backward_keys(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __
     const int end = k0 + KEYS + window < time ? k0 + KEYS + window : time;
     const int last_tile = (end - 1) / QUERIES;
 
-    // Of each tile of queries: QUERIES logarithms to base 2, then QUERIES deltas, a thread one of
-    // them. A query past the end has weight 2^-infinity = 0.
-    const bool fetches = threadIdx.x < 2 * QUERIES, fetches_delta = threadIdx.x >= QUERIES;
-    const float *const from = (fetches_delta ? delta : log_totals) + static_cast<size_t>(blockIdx.y) * time;
-    const float unit = fetches_delta ? 1.0f : ATTENTION_LOG2E, missing = fetches_delta ? 0.0f : ATTENTION_INFINITY;
+    // Of each tile of queries: QUERIES logarithms to base 2, fetched by the first warps, then QUERIES
+    // deltas, by the second ones. A query past the end has weight 2^-infinity = 0.
+    const int fetched = threadIdx.x % KEYS;
+    const bool fetches = fetched < QUERIES;
     auto fetch = [&](int tile) {
-        const int i = tile * QUERIES + static_cast<int>(threadIdx.x) % QUERIES;
-        return fetches && i < time ? from[i] * unit : missing;
+        const int i = tile * QUERIES + fetched;
+        const bool valid = fetches && i < time;
+        if (second) return valid ? delta[static_cast<size_t>(blockIdx.y) * time + i] : 0.0f;
+        return valid ? log_totals[static_cast<size_t>(blockIdx.y) * time + i] * ATTENTION_LOG2E : ATTENTION_INFINITY;
     };
 
     attention_load<D, KEYS, THREADS>(k_tile, k, k0, time, width, channels, wide);
@@ -453,7 +505,7 @@ attention_backward_keys(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __
     attention_load<D, QUERIES, THREADS>(q_tiles + QUERIES * ROW, dy, first_tile * QUERIES, time, width, channels,
                                         wide);
     tile_copy_commit();
-    if (fetches) numbers[threadIdx.x] = fetch(first_tile);
+    if (fetches) numbers[(second ? QUERIES : 0) + fetched] = fetch(first_tile);
 
     const uint32_t a_place = attention_place<D>(lane & 15, lane >> 4);
     const uint32_t b_place = attention_place<D>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
@@ -489,29 +541,11 @@ attention_backward_keys(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __
         if (sees) {
             attention_scores<D, M, N>(s, left, here + (second ? QUERIES * ROW : 0), a_place, b_place);
             if (!second) {
-#pragma unroll
-                for (int n = 0; n < N; ++n) {
-                    const AttentionPair number = *reinterpret_cast<const AttentionPair *>(mine + n * 8);
-#pragma unroll
-                    for (int m = 0; m < M; ++m) {
-                        s[m][n][0] = tile_exp2(s[m][n][0] * factor - number.x);
-                        s[m][n][1] = tile_exp2(s[m][n][1] * factor - number.y);
-                        s[m][n][2] = tile_exp2(s[m][n][2] * factor - number.x);
-                        s[m][n][3] = tile_exp2(s[m][n][3] * factor - number.y);
-                    }
-                }
-                if (q0 < row_high || q0 + QUERIES - 1 - row_low > window) {
-#pragma unroll
-                    for (int m = 0; m < M; ++m)
-#pragma unroll
-                        for (int n = 0; n < N; ++n)
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) {
-                                const int i = q0 + n * 8 + t * 2 + (e & 1);
-                                const int j = row_low + m * 16 + (e / 2) * 8 + g;
-                                if (static_cast<uint32_t>(i - j) > static_cast<uint32_t>(window)) s[m][n][e] = 0.0f;
-                            }
-                }
+                const int apart = q0 + t * 2 - row_low - g; // i - j of the lane's first element
+                if (q0 < row_high || q0 + QUERIES - 1 - row_low > window)
+                    attention_weigh<true, M, N>(s, mine, apart, window, factor);
+                else
+                    attention_weigh<false, M, N>(s, mine, apart, window, factor);
 #pragma unroll
                 for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -525,7 +559,8 @@ attention_backward_keys(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __
                     }
             }
         }
-        if (tile < last_tile && fetches) numbers[(stage ^ 1) * (2 * QUERIES) + threadIdx.x] = next_number;
+        if (tile < last_tile && fetches)
+            numbers[(stage ^ 1) * (2 * QUERIES) + (second ? QUERIES : 0) + fetched] = next_number;
         __syncthreads();
         if (sees) {
             if (second) {
@@ -558,6 +593,23 @@ attention_backward_keys(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const __
     __syncthreads();
     attention_store<D, KEYS, THREADS>(dk, k_tile, k0, time, width, channels, wide);
     attention_store<D, KEYS, THREADS>(dv, v_tile, k0, time, width, channels, wide);
+}
+
+// Gradients of the weights to gradients of the scores, in place.
+template <bool EDGE, int M, int N>
+static __device__ __forceinline__ void attention_turn(const float (&s)[M][N][4], float (&ds)[M][N][4],
+                                                      const float (&shift)[M][2], const float (&mean)[M][2], int apart,
+                                                      int window, float factor) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const float p = tile_exp2(s[m][n][e] * factor - shift[m][e / 2]);
+                const float turned = p * (ds[m][n][e] - mean[m][e / 2]);
+                ds[m][n][e] = !EDGE || attention_sees(apart, window, m, n, e) ? turned : 0.0f;
+            }
 }
 
 // One block: QUERIES queries of one head against all the keys they see; dq.
@@ -630,27 +682,15 @@ attention_backward_queries(const __nv_bfloat16 *q, const __nv_bfloat16 *k, const
         attention_zero(ds);
         attention_scores<D, M, N>(s, q_tile + warp * MINE * ROW, k_tile, a_place, b_place);
         attention_scores<D, M, N>(ds, dy_tile + warp * MINE * ROW, v_tile, a_place, b_place);
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int n = 0; n < N; ++n)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const float p = tile_exp2(s[m][n][e] * factor - shift[m][e / 2]);
-                    ds[m][n][e] = p * (ds[m][n][e] - mean[m][e / 2]);
-                }
+        const int apart = row_low + g - k0 - t * 2; // i - j of the lane's first element
+        // The last product stands in both branches so that it can overlap with the exponentials.
         if (k0 + KEYS - 1 > row_low || row_high - k0 > window) {
-#pragma unroll
-            for (int m = 0; m < M; ++m)
-#pragma unroll
-                for (int n = 0; n < N; ++n)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        const int i = row_low + m * 16 + (e / 2) * 8 + g, j = k0 + n * 8 + t * 2 + (e & 1);
-                        if (static_cast<uint32_t>(i - j) > static_cast<uint32_t>(window)) ds[m][n][e] = 0.0f;
-                    }
+            attention_turn<true, M, N>(s, ds, shift, mean, apart, window, factor);
+            attention_mix<D, M, N>(sums, ds, k_tile, a_place);
+        } else {
+            attention_turn<false, M, N>(s, ds, shift, mean, apart, window, factor);
+            attention_mix<D, M, N>(sums, ds, k_tile, a_place);
         }
-        attention_mix<D, M, N>(sums, ds, k_tile, a_place);
     }
 
     __syncthreads();
@@ -704,18 +744,18 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_DELTA_THREADS)
                     int width, int channels) {
     int lanes = 1;
     while (lanes * 8 < width) lanes *= 2;
-    const int rows = ATTENTION_DELTA_THREADS / lanes;
-    const long long all = static_cast<long long>(sequences) * time * heads;
+    // 32 bits: 2^32 rows of heads would not fit any card, and long divisions would take longer than
+    // the reading.
+    const uint32_t rows = ATTENTION_DELTA_THREADS / lanes;
+    const uint32_t all = static_cast<uint32_t>(sequences) * time * heads;
     const int start = threadIdx.x % lanes * 8;
     const bool wide = width % 8 == 0 && channels % 8 == 0 && attention_aligned(y) && attention_aligned(dy);
-    for (long long from = static_cast<long long>(blockIdx.x) * rows; from < all;
-         from += static_cast<long long>(gridDim.x) * rows) {
-        const long long row = from + threadIdx.x / lanes;
-        const long long token = row / heads;
-        const int head = static_cast<int>(row % heads);
+    for (uint32_t from = blockIdx.x * rows; from < all; from += gridDim.x * rows) {
+        const uint32_t row = from + threadIdx.x / lanes;
+        const uint32_t token = row / heads, head = row % heads;
         float sum = 0.0f;
         if (row < all) {
-            const long long place = token * channels + static_cast<long long>(head) * width + start;
+            const long long place = static_cast<long long>(token) * channels + head * width + start;
             if (wide) {
                 if (start < width) {
                     const AttentionSixteen a = *reinterpret_cast<const AttentionSixteen *>(y + place);
@@ -734,7 +774,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_DELTA_THREADS)
         }
         for (int d = 1; d < lanes; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
         if (row < all && start == 0)
-            delta[(token / time * heads + head) * time + token % time] = sum;
+            delta[static_cast<size_t>(token / time * heads + head) * time + token % time] = sum;
     }
 }
 

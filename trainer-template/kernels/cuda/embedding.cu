@@ -20,46 +20,59 @@ extern "C" __global__ void embedding(const float *table, const uint32_t *ids, bf
     });
 }
 
-// Tokens are sorted by their ids: those of `ids[n]` stand at `order[starts[n]]` to
-// `order[starts[n + 1] - 1]`. One block an id and 32 * V channels: each of its warps adds up every
-// so-manieth of the tokens, then the warps' sums are added, always in the same order.
+// Tokens are sorted by their ids and cut into runs of one id: run `n` is `order[starts[n]]` to
+// `order[starts[n + 1] - 1]`, short enough for a warp. The sum of an id's only run is added to the row
+// `targets[n]` of the table; of an id with more, it is put into the row `targets[n] - PARTIAL` of
+// `partial`, and `embedding_finish` adds those up. So every sum runs in an order that the tokens settle.
+static constexpr uint32_t PARTIAL = 0x80000000u;
+
 template <int V>
-__device__ __forceinline__ void add_rows(const bf16 *d_y, const uint32_t *order, uint32_t from, uint32_t to,
-                                         float *d_row, int channels) {
-    __shared__ float parts[8][32 * V + 1];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    int channel = (blockIdx.y * 32 + lane) * V;
+__device__ __forceinline__ void add_run(const bf16 *d_y, const uint32_t *order, uint32_t from, uint32_t to,
+                                        float *row, bool more, int channel, int channels) {
+    if (channel >= channels) return;
     float sum[V], d[V];
 #pragma unroll
     for (int i = 0; i < V; i++) sum[i] = 0.0f;
-    if (channel < channels) {
-#pragma unroll 4
-        for (uint32_t n = from + warp; n < to; n += warps) {
-            load(d_y + (long long)order[n] * channels + channel, d);
+    if (more) load(row + channel, sum);
+#pragma unroll 8
+    for (uint32_t n = from; n < to; n++) {
+        load(d_y + (long long)order[n] * channels + channel, d);
 #pragma unroll
-            for (int i = 0; i < V; i++) sum[i] += d[i];
-        }
+        for (int i = 0; i < V; i++) sum[i] += d[i];
     }
-#pragma unroll
-    for (int i = 0; i < V; i++) parts[warp][lane * V + i] = sum[i];
-    __syncthreads();
-    int most = to - from < (uint32_t)warps ? (int)(to - from) : warps;
-    for (int i = threadIdx.x; i < 32 * V; i += blockDim.x) {
-        if (blockIdx.y * 32 * V + i >= channels) break;
-        float total = d_row[blockIdx.y * 32 * V + i];
-        for (int w = 0; w < most; w++) total += parts[w][i];
-        d_row[blockIdx.y * 32 * V + i] = total;
+    store(row + channel, sum);
+}
+
+// One warp a run and 128 channels, or 32 where four do not lie well.
+extern "C" __global__ void embedding_backward(const bf16 *d_y, const uint32_t *starts, const uint32_t *targets,
+                                              const uint32_t *order, float *d_table, float *partial, int runs,
+                                              int channels) {
+    int run = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (run >= runs) return;
+    uint32_t from = starts[run], to = starts[run + 1], target = targets[run];
+    bool only = target < PARTIAL;
+    float *row = only ? d_table + (long long)target * channels
+                      : partial + (long long)(target - PARTIAL) * channels;
+    if (channels % 4 == 0) {
+        add_run<4>(d_y, order, from, to, row, only, (blockIdx.y * 32 + lane) * 4, channels);
+    } else {
+        add_run<1>(d_y, order, from, to, row, only, blockIdx.y * 32 + lane, channels);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-    embedding_backward(const bf16 *d_y, const uint32_t *ids, const uint32_t *starts, const uint32_t *order,
-                       float *d_table, int channels) {
-    uint32_t from = starts[blockIdx.x], to = starts[blockIdx.x + 1];
-    float *d_row = d_table + (long long)ids[blockIdx.x] * channels;
-    if (channels % 4 == 0) add_rows<4>(d_y, order, from, to, d_row, channels);
-    else add_rows<1>(d_y, order, from, to, d_row, channels);
+// One block an id: the rows `firsts[n]` to `firsts[n + 1] - 1` of `partial` are its.
+extern "C" __global__ void embedding_finish(const float *partial, const uint32_t *ids, const uint32_t *firsts,
+                                            float *d_table, int channels) {
+    float *row = d_table + (long long)ids[blockIdx.x] * channels;
+    uint32_t from = firsts[blockIdx.x], to = firsts[blockIdx.x + 1];
+    for (int channel = threadIdx.x; channel < channels; channel += blockDim.x) {
+        float sum = row[channel];
+#pragma unroll 8
+        for (uint32_t n = from; n < to; n++) sum += partial[(long long)n * channels + channel];
+        row[channel] = sum;
+    }
 }
 
 EXPORT(embedding)
 EXPORT(embedding_backward)
+EXPORT(embedding_finish)

@@ -60,6 +60,47 @@ struct Cuda {
     functions: RefCell<HashMap<&'static str, CudaFunction>>,
     /// What uploads read from: in use until somebody has waited for the card.
     staged: RefCell<Staged>,
+    pool: Rc<Pool>,
+}
+
+/// Memory that nobody has at the moment, by its size. To ask the driver takes as long as to queue a kernel, and a
+/// step asks for the same sizes as the step before. What is queued runs in order: whoever gets memory writes to it
+/// after its last owner has read.
+#[derive(Default)]
+struct Pool(RefCell<HashMap<usize, Vec<CudaSlice<u8>>>>);
+
+/// A part of a pool's memory, which goes back there.
+struct Lent {
+    slice: Option<CudaSlice<u8>>,
+    pool: Rc<Pool>,
+}
+
+impl Pool {
+    fn lend(self: &Rc<Self>, stream: &Arc<CudaStream>, bytes: usize) -> Result<Lent> {
+        let free = self.0.borrow_mut().get_mut(&bytes).and_then(Vec::pop);
+        let slice = match free {
+            Some(slice) => slice,
+            // SAFETY: nobody reads what was not written.
+            None => match unsafe { stream.alloc(bytes) } {
+                Ok(slice) => slice,
+                Err(_) => {
+                    // Of sizes that nobody may want again.
+                    self.0.take();
+                    // SAFETY: as above.
+                    unsafe { stream.alloc(bytes).w()? }
+                }
+            },
+        };
+        Ok(Lent { slice: Some(slice), pool: self.clone() })
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(slice) = self.slice.take() {
+            self.pool.0.borrow_mut().entry(slice.len()).or_default().push(slice);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -139,6 +180,7 @@ impl Cuda {
             modules,
             functions: RefCell::default(),
             staged: RefCell::default(),
+            pool: Rc::default(),
         })
     }
 
@@ -159,10 +201,10 @@ impl Cuda {
 
 impl Card for Cuda {
     fn allocate(&self, bytes: usize) -> Result<Memory> {
-        // SAFETY: nobody reads what was not written.
-        let slice: CudaSlice<u8> = unsafe { self.stream.alloc(bytes.max(1)).w()? };
+        let lent = self.pool.lend(&self.stream, bytes.next_multiple_of(512).max(512))?;
+        let slice = lent.slice.as_ref().expect("it is lent until it is dropped");
         let address = Address(slice.device_ptr(&self.stream).0);
-        Ok(Memory { address, bytes, owner: Box::new(slice) })
+        Ok(Memory { address, bytes, owner: Box::new(lent) })
     }
 
     fn upload(&self, bytes: &[u8], to: &Memory) -> Result<()> {

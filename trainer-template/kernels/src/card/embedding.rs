@@ -1,6 +1,10 @@
 //! Embeddings on a card.
 
-use super::{BF16, Launch, THREADS, Tape, arguments, each, tape::address_f32};
+use super::{
+    BF16, Launch, THREADS, Tape, arguments, each,
+    tape::{address_f32, floats},
+    warps,
+};
 use crate::pass::Activations;
 use candle_core::{Result, Tensor, bail};
 use std::rc::Rc;
@@ -29,10 +33,29 @@ pub(crate) fn embedding(tape: &Rc<Tape>, table: &Tensor, ids: &[u32]) -> Result<
         let d_table = flow.sink.dense(flow.card, &table)?;
         // Four channels a thread, or one.
         let width = if channels.is_multiple_of(4) { 128 } else { 32 };
-        let grid = [sorted.count, channels.div_ceil(width)];
+        let partial = floats(flow.card, sorted.partial * channels)?;
+        let runs = warps("embedding_backward", sorted.runs);
+        let grid = [runs.grid[0], channels.div_ceil(width)];
         flow.card.launch(
-            Launch { kernel: "embedding_backward", grid, threads: THREADS, shared: 0 },
-            arguments![&d_ys, &sorted.ids, &sorted.starts, &sorted.order, d_table, channels],
+            Launch { grid, ..runs },
+            arguments![
+                &d_ys,
+                &sorted.starts,
+                &sorted.targets,
+                &sorted.order,
+                d_table,
+                &partial,
+                sorted.runs,
+                channels
+            ],
+        )?;
+        if sorted.split == 0 {
+            return Ok(());
+        }
+        let grid = [sorted.split, 1];
+        flow.card.launch(
+            Launch { kernel: "embedding_finish", grid, threads: THREADS, shared: 0 },
+            arguments![&partial, &sorted.ids, &sorted.firsts, d_table, channels],
         )
     });
     Ok(Activations::Card(node))

@@ -28,12 +28,18 @@ pub(super) struct Lookup {
     sorted: OnceCell<Sorted>,
 }
 
-/// Where each token stands: those of `ids[n]` are `order[starts[n]..starts[n + 1]]`.
+/// Where each token stands, sorted by their ids and cut into runs; see `embedding.cu`.
 pub(super) struct Sorted {
-    pub ids: Memory,
-    pub starts: Memory,
     pub order: Memory,
-    pub count: usize,
+    pub starts: Memory,
+    pub targets: Memory,
+    pub runs: usize,
+    /// Rows of partial sums.
+    pub partial: usize,
+    /// Ids with more than one run, and where the partial sums of each begin.
+    pub ids: Memory,
+    pub firsts: Memory,
+    pub split: usize,
 }
 
 impl Lookup {
@@ -41,36 +47,69 @@ impl Lookup {
         if let Some(sorted) = self.sorted.get() {
             return Ok(sorted);
         }
-        let (ids, starts, order) = by_id(&self.tokens);
+        let runs = Runs::of(&self.tokens);
         let sorted = Sorted {
-            ids: upload_ids(card, &ids)?,
-            starts: upload_ids(card, &starts)?,
-            order: upload_ids(card, &order)?,
-            count: ids.len(),
+            order: upload_ids(card, &runs.order)?,
+            starts: upload_ids(card, &runs.starts)?,
+            targets: upload_ids(card, &runs.targets)?,
+            runs: runs.targets.len(),
+            partial: runs.firsts.last().map_or(0, |&rows| rows as usize),
+            ids: upload_ids(card, &runs.ids)?,
+            firsts: upload_ids(card, &runs.firsts)?,
+            split: runs.ids.len(),
         };
         Ok(self.sorted.get_or_init(|| sorted))
     }
 }
 
-/// The ids that occur, where the places of each begin, and all places by their ids.
-fn by_id(tokens: &[u32]) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
-    let highest = tokens.iter().max().map_or(0, |&id| id as usize);
-    let mut next = vec![0u32; highest + 2];
-    for &id in tokens {
-        next[id as usize + 1] += 1;
+/// Tokens by their ids.
+#[derive(Debug, Default)]
+struct Runs {
+    order: Vec<u32>,
+    starts: Vec<u32>,
+    targets: Vec<u32>,
+    ids: Vec<u32>,
+    firsts: Vec<u32>,
+}
+
+impl Runs {
+    /// Tokens that a warp adds up one after another, at most.
+    const LONGEST: usize = 32;
+    /// What marks a row of partial sums among the targets.
+    const PARTIAL: u32 = 1 << 31;
+
+    fn of(tokens: &[u32]) -> Self {
+        let highest = tokens.iter().max().map_or(0, |&id| id as usize);
+        let mut next = vec![0u32; highest + 2];
+        for &id in tokens {
+            next[id as usize + 1] += 1;
+        }
+        for id in 0..=highest {
+            next[id + 1] += next[id];
+        }
+        let mut runs = Self { firsts: vec![0], ..Self::default() };
+        for id in 0..=highest as u32 {
+            let (from, to) = (next[id as usize], next[id as usize + 1]);
+            let starts = (from..to).step_by(Self::LONGEST);
+            let count = starts.len() as u32;
+            runs.starts.extend(starts);
+            if count > 1 {
+                let first = runs.firsts[runs.ids.len()];
+                runs.targets.extend((first..first + count).map(|row| Self::PARTIAL | row));
+                runs.ids.push(id);
+                runs.firsts.push(first + count);
+            } else if count == 1 {
+                runs.targets.push(id);
+            }
+        }
+        runs.starts.push(tokens.len() as u32);
+        runs.order = vec![0; tokens.len()];
+        for (place, &id) in (0u32..).zip(tokens) {
+            runs.order[next[id as usize] as usize] = place;
+            next[id as usize] += 1;
+        }
+        runs
     }
-    let ids: Vec<u32> = (0..=highest as u32).filter(|&id| next[id as usize + 1] > 0).collect();
-    for id in 0..=highest {
-        next[id + 1] += next[id];
-    }
-    let mut starts: Vec<u32> = ids.iter().map(|&id| next[id as usize]).collect();
-    starts.push(tokens.len() as u32);
-    let mut order = vec![0; tokens.len()];
-    for (place, &id) in (0u32..).zip(tokens) {
-        order[next[id as usize] as usize] = place;
-        next[id as usize] += 1;
-    }
-    (ids, starts, order)
 }
 
 impl Tape {
@@ -341,13 +380,24 @@ pub(super) fn floats(card: &dyn Card, n: usize) -> Result<Memory> {
 
 #[cfg(test)]
 mod tests {
-    use super::by_id;
+    use super::Runs;
 
     #[test]
     fn tokens_are_sorted_by_their_ids_and_stay_in_order() {
-        let (ids, starts, order) = by_id(&[5, 0, 5, 2, 0, 5]);
-        assert_eq!(ids, [0, 2, 5]);
-        assert_eq!(starts, [0, 2, 3, 6]);
-        assert_eq!(order, [1, 4, 3, 0, 2, 5]);
+        let runs = Runs::of(&[5, 0, 5, 2, 0, 5]);
+        assert_eq!(runs.starts, [0, 2, 3, 6]);
+        assert_eq!(runs.targets, [0, 2, 5]);
+        assert_eq!(runs.order, [1, 4, 3, 0, 2, 5]);
+        assert_eq!((runs.ids.len(), runs.firsts), (0, vec![0]));
+    }
+
+    #[test]
+    fn many_tokens_of_one_id_are_several_runs() {
+        let tokens: Vec<u32> = (0..70).map(|n| if n == 3 { 1 } else { 4 }).collect();
+        let runs = Runs::of(&tokens);
+        assert_eq!(runs.starts, [0, 1, 33, 65, 70]);
+        assert_eq!(runs.targets, [1, Runs::PARTIAL, Runs::PARTIAL | 1, Runs::PARTIAL | 2]);
+        assert_eq!((runs.ids, runs.firsts), (vec![4], vec![0, 3]));
+        assert_eq!((runs.order[0], runs.order[1]), (3, 0));
     }
 }
