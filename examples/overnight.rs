@@ -51,6 +51,18 @@ struct Options {
     /// builtin, or a .txt file, or a folder of them
     #[arg(long, value_name = "SPEC", default_value_t = DataSpec::Builtin)]
     data: DataSpec,
+    /// Distinct tokens of the tokenizer that is trained on the data
+    #[arg(long, value_name = "N", conflicts_with = "objective")]
+    vocab: Option<usize>,
+    /// Tokens of the longest sequence that is trained on, and of every window of the exam
+    #[arg(long, value_name = "N", conflicts_with = "objective")]
+    seq_len: Option<usize>,
+    /// Windows of validation text in the exam
+    #[arg(long, value_name = "N", conflicts_with = "objective")]
+    exam_windows: Option<usize>,
+    /// Threads of the processor that a trainer computes on [default: one a core]
+    #[arg(long, value_name = "N", conflicts_with = "objective")]
+    threads: Option<usize>,
     /// Who writes the next source: tuner, replay:DIR, command:claude (codex, gemini, opencode,
     /// aider, pi, or any command line) or chat:MODEL; several share the night by what they gain
     #[arg(long, value_name = "SPEC", default_value = "tuner")]
@@ -252,6 +264,18 @@ fn study(
         .program_file(&options.program)?
         .stop_handle(stop)
         .observer(observer);
+    if let Some(vocab) = options.vocab {
+        builder = builder.vocab_size(vocab);
+    }
+    if let Some(tokens) = options.seq_len {
+        builder = builder.max_seq_len(tokens);
+    }
+    if let Some(windows) = options.exam_windows {
+        builder = builder.exam_windows(windows);
+    }
+    if let Some(threads) = options.threads {
+        builder = builder.threads(threads);
+    }
     if let Device::Cuda(ordinal) = options.device {
         builder = builder.cuda_device(ordinal);
     }

@@ -116,6 +116,17 @@ impl Card {
         environment
     }
 
+    /// What this process has of the card's memory, in MiB; `None` where nobody tells, as of processes that
+    /// have another number beyond a container.
+    pub fn memory_of(&self, process: u32) -> Option<f64> {
+        let uuid = &self.identity.as_ref()?.uuid;
+        let mut command = Command::new("nvidia-smi");
+        let fields = "--query-compute-apps=pid,used_memory";
+        command.args(["-i", uuid, fields, "--format=csv,noheader,nounits"]);
+        let output = lifeline::output(&mut command).ok()?;
+        memory_in(&String::from_utf8_lossy(&output.stdout), process)
+    }
+
     /// What a compiler for it is told.
     pub fn tell_build(&self, command: &mut Command) {
         let Some(toolkit) = &self.toolkit else { return };
@@ -212,6 +223,14 @@ fn parse(line: &str) -> Option<Identity> {
     })
 }
 
+/// `1234, 1129`
+fn memory_in(listed: &str, process: u32) -> Option<f64> {
+    listed.lines().find_map(|line| {
+        let (pid, memory) = line.split_once(',')?;
+        (pid.trim().parse() == Ok(process)).then(|| memory.trim().parse().ok())?
+    })
+}
+
 fn no_card(problem: &str) -> Error {
     Error::Card { problem: problem.to_owned() }
 }
@@ -245,6 +264,14 @@ mod tests {
         assert_eq!((card.name.as_str(), card.uuid.as_str()), ("NVIDIA H100 80GB HBM3", "GPU-6f2c"));
         assert_eq!(card.capability, "9.0");
         assert_eq!(parse("No devices were found"), None);
+    }
+
+    #[test]
+    fn a_process_has_what_is_listed_of_it() {
+        let listed = "12, 700\n1234, 1129\n99, [N/A]\n";
+        assert_eq!(memory_in(listed, 1234), Some(1129.0));
+        assert_eq!(memory_in(listed, 99), None);
+        assert_eq!(memory_in(listed, 7), None);
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub(crate) struct Worker {
     log_done: Receiver<()>,
     stop: StopHandle,
     pub(crate) peak_memory_mb: Option<f64>,
+    /// Of the card, which gives memory back only at the end.
+    pub(crate) card_memory_mb: Option<f64>,
+    card: Option<Card>,
     /// When it was started, where its effort is told by the clock, and the most that it may come to.
     by_the_clock: Option<Instant>,
     most: Option<Duration>,
@@ -141,6 +144,8 @@ impl Worker {
             log_done,
             stop,
             peak_memory_mb: None,
+            card_memory_mb: None,
+            card: runner.card.clone(),
             by_the_clock: runner.setup.cuda_device.map(|_| Instant::now()),
             most: None,
             looked: Instant::now(),
@@ -421,6 +426,9 @@ impl Worker {
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
         if let Some(kib) = kib {
             self.peak_memory_mb = Some(kib / 1024.0);
+        }
+        if let (Some(card), None) = (&self.card, self.card_memory_mb) {
+            self.card_memory_mb = card.memory_of(self.group.child.id());
         }
     }
 }

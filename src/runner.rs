@@ -173,6 +173,7 @@ impl Runner {
         seen.conditions = seen.conditions.or_else(|| worker.conditions());
         worker.read_peak_memory();
         seen.peak_memory_mb = worker.peak_memory_mb;
+        seen.card_memory_mb = worker.card_memory_mb;
         trained
     }
 
@@ -302,6 +303,7 @@ fn check_saved(saved: &Path) -> Result<(), Halt> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Seen {
     pub peak_memory_mb: Option<f64>,
+    pub card_memory_mb: Option<f64>,
     pub handed_out: HandedOut,
     pub conditions: Option<Conditions>,
 }

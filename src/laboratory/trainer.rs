@@ -270,6 +270,7 @@ impl TrainerLaboratory {
         let _ = losses.flush();
         measurement.loss_curve = recorder.finish();
         measurement.peak_memory_mb = seen.peak_memory_mb;
+        measurement.peak_vram_mb = seen.card_memory_mb;
         measurement.conditions = seen.conditions;
         let handed_out = seen.handed_out;
         if handed_out.steps > 0 {

@@ -40,9 +40,9 @@ pub(crate) fn embedding(tape: &Rc<Tape>, table: &Tensor, ids: &[u32]) -> Result<
             Launch { grid, ..runs },
             arguments![
                 &d_ys,
-                &sorted.starts,
-                &sorted.targets,
-                &sorted.order,
+                sorted.starts,
+                sorted.targets,
+                sorted.order,
                 d_table,
                 &partial,
                 sorted.runs,
@@ -55,7 +55,7 @@ pub(crate) fn embedding(tape: &Rc<Tape>, table: &Tensor, ids: &[u32]) -> Result<
         let grid = [sorted.split, 1];
         flow.card.launch(
             Launch { kernel: "embedding_finish", grid, threads: THREADS, shared: 0 },
-            arguments![&partial, &sorted.ids, &sorted.firsts, d_table, channels],
+            arguments![&partial, sorted.ids, sorted.firsts, d_table, channels],
         )
     });
     Ok(Activations::Card(node))

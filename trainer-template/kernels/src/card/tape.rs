@@ -30,15 +30,16 @@ pub(super) struct Lookup {
 
 /// Where each token stands, sorted by their ids and cut into runs; see `embedding.cu`.
 pub(super) struct Sorted {
-    pub order: Memory,
-    pub starts: Memory,
-    pub targets: Memory,
+    _memory: Memory,
+    pub order: Address,
+    pub starts: Address,
+    pub targets: Address,
     pub runs: usize,
     /// Rows of partial sums.
     pub partial: usize,
     /// Ids with more than one run, and where the partial sums of each begin.
-    pub ids: Memory,
-    pub firsts: Memory,
+    pub ids: Address,
+    pub firsts: Address,
     pub split: usize,
 }
 
@@ -48,14 +49,24 @@ impl Lookup {
             return Ok(sorted);
         }
         let runs = Runs::of(&self.tokens);
+        // In one piece: to a small batch every copy is dear.
+        let lists = [&runs.order, &runs.starts, &runs.targets, &runs.ids, &runs.firsts];
+        let memory = upload_ids(card, &lists.map(Vec::as_slice).concat())?;
+        let mut next = memory.address;
+        let [order, starts, targets, ids, firsts] = lists.map(|list| {
+            let here = next;
+            next = next.offset(list.len() * F32);
+            here
+        });
         let sorted = Sorted {
-            order: upload_ids(card, &runs.order)?,
-            starts: upload_ids(card, &runs.starts)?,
-            targets: upload_ids(card, &runs.targets)?,
+            _memory: memory,
+            order,
+            starts,
+            targets,
             runs: runs.targets.len(),
             partial: runs.firsts.last().map_or(0, |&rows| rows as usize),
-            ids: upload_ids(card, &runs.ids)?,
-            firsts: upload_ids(card, &runs.firsts)?,
+            ids,
+            firsts,
             split: runs.ids.len(),
         };
         Ok(self.sorted.get_or_init(|| sorted))
