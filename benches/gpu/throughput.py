@@ -1,4 +1,4 @@
-"""Tokens a second and peak memory of the PyTorch twin on a card, one JSON line a shape.
+"""Tokens a second, memory and use of a card by the PyTorch twin, one JSON line a shape.
 
     python3 benches/gpu/throughput.py --shape 8x512
 """
@@ -6,154 +6,216 @@
 import argparse
 import json
 import os
-import statistics
+import resource
 import subprocess
 import sys
-import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pytorch"))
 
-import torch
-import torch.nn.functional as F
-from model import SOFT_CAP, Attention, Config, Gpt, norm, rotary_norm
-from optimizer import Optimizer
-from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-# depth x width: head size, rows, tokens a sequence, vocabulary; the second is the template's model with a
-# card's batch, the third train.py's, the fourth the same with more of everything.
+# depth x width, and the rows where they are not the usual ones: head size, rows, tokens, vocabulary. The
+# first is the template's, the second its model with a batch for a card, the third train.py's.
 SHAPES = {
     "4x128": (32, 8, 256, 2048),
     "4x128x256": (32, 256, 256, 2048),
     "8x512": (128, 128, 2048, 8192),
     "12x768": (128, 64, 2048, 8192),
 }
+WARM_UP = 4
+# An H100's, of dense products in bf16.
+PEAK_FLOPS = 989e12
 
 
-class CardAttention(Attention):
-    """Windows by flex_attention, which skips the blocks that nobody sees; PyTorch's flash attention, or
-    cuDNN's, where everything is seen."""
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], value: Tensor | None) -> Tensor:
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        q, k, v = (F.linear(x, w).view(heads) for w in (self.c_q, self.c_k, self.c_v))
-        if self.ve_gate is not None:
-            gate = 2 * torch.sigmoid(F.linear(x[..., : self.ve_gate.size(1)], self.ve_gate))
-            v = v + gate.unsqueeze(-1) * value.view(heads)
-        q, k = rotary_norm(q, *rotary), rotary_norm(k, *rotary)
-        q, k, v = (y.transpose(1, 2).to(v.dtype) for y in (q, k, v))
-        if self.blocks is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            y = flex_attention(q, k, v, block_mask=self.blocks)
-        return F.linear(y.transpose(1, 2).reshape(x.shape), self.c_proj)
+def flop_per_token(matrices: int, width: int, length: int, windows: list[int]) -> int:
+    """Forward and backward. Of a weight that multiplies, 6; of a layer's attention, 12 a channel and key
+    that is seen, of which the first tokens see fewer."""
+    keys = sum(sum(min(i, window) + 1 for i in range(length)) / length for window in windows)
+    return round(6 * matrices + 12 * width * keys)
 
 
-class CardGpt(Gpt):
-    """With the residual stream in bf16, as in train.py."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        length = config.sequence_len
-        for block, window in zip(self.h, config.windows(), strict=True):
-            block.attn.__class__ = CardAttention
-            block.attn.band = None
-
-            def seen(b, h, i, j, window=window):  # noqa: ANN001, ANN202
-                return (j <= i) & (i - j <= window)
-
-            is_long = window >= length
-            block.attn.blocks = None if is_long else create_block_mask(seen, None, None, length, length)
-
-    def forward(self, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        time = inputs.size(1)
-        rotary = (self.cos[:time], self.sin[:time])
-        x0 = norm(F.embedding(inputs, self.wte).bfloat16())
-        x = x0
-        for layer, block in enumerate(self.h):
-            value = None
-            if str(layer) in self.value_embeds:
-                value = F.embedding(inputs, self.value_embeds[str(layer)]).bfloat16()
-            lambdas = self.resid_lambdas[layer].bfloat16(), self.x0_lambdas[layer].bfloat16()
-            x = block(lambdas[0] * x + lambdas[1] * x0, rotary, value)
-        logits = F.linear(norm(x), self.lm_head).float()
-        logits = SOFT_CAP * torch.tanh(logits / SOFT_CAP)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+def parsed(arguments: argparse.Namespace, shape: str) -> tuple[int, ...]:
+    """Depth, width, head size, rows, tokens and vocabulary."""
+    depth, width, *rows = map(int, shape.split("x"))
+    head_dim, rows, length, vocab = SHAPES.get(shape, (32, *(rows or [8]), 256, 2048))
+    return depth, width, head_dim, arguments.rows or rows, length, vocab
 
 
-def measure(shape: str, seconds: float, rows: int | None, mode: str) -> dict:
-    torch.set_default_device("cuda")
-    torch.set_float32_matmul_precision("high")
+def measure(
+    arguments: argparse.Namespace,
+    depth: int,
+    width: int,
+    head_dim: int,
+    rows: int,
+    length: int,
+    vocab: int,
+) -> dict:
+    """In this process, whose memory is only this shape's."""
+    import attention
+    import torch
+    from clock import steps_per_second
+    from model import Config
+    from twin import Twin
+
+    device = arguments.device
+    on_card = device == "cuda"
     torch.manual_seed(0)
-    depth, width = map(int, shape.split("x")[:2])
-    head_dim, usual_rows, length, vocab = SHAPES[shape]
-    config = Config(depth, width, head_dim, rows or usual_rows, vocab, length)
-    model = CardGpt(config)
-    run = torch.compile(model, dynamic=False, mode=mode)
-    optimizer = Optimizer(model, width, torch.bfloat16, True)
-    # With the frequencies of words, as examples/card.rs draws them.
+    torch.set_float32_matmul_precision("high")
+    config = Config(depth, width, head_dim, rows, vocab, length)
+
+    compared, names = {}, {}
+    for window in sorted(set(config.windows())):
+        names[window] = arguments.attention
+        if arguments.attention == "fastest":
+            compared[window] = attention.compare(config, window, device)
+            names[window] = attention.fastest(compared[window])
+    if on_card:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    twin = Twin(
+        config,
+        "bf16",
+        compiled=not arguments.eager,
+        device=device,
+        attend=attention.chosen(names),
+        stream=torch.bfloat16,
+        mode=arguments.mode,
+    )
+
+    # With the frequencies of words, as examples/card.rs draws them: tables of embeddings feel them.
+    tokens = rows * length
     frequencies = 1 / (torch.arange(vocab) + 2.7)
-    tokens = torch.multinomial(frequencies, config.rows * (length + 1), replacement=True)
-    tokens = tokens.view(config.rows, length + 1)
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    text = torch.multinomial(frequencies, 2 * tokens, replacement=True)
+    text = text.pin_memory() if on_card else text
+    inputs, targets = torch.empty(2, rows, length, dtype=torch.int64, device=device)
+    taken, loss = 0, float("nan")
 
-    def gradients() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = run(inputs, targets)
-        loss.backward()
-        # A step ends when its loss is known, here as there.
-        loss.item()
+    def batch() -> None:
+        nonlocal taken
+        start = taken * 97 % (tokens - 1)
+        taken += 1
+        for part, start in ((inputs, start), (targets, start + 1)):
+            part.copy_(text[start : start + tokens].view(part.shape), non_blocking=True)
 
-    def whole_step() -> None:
-        gradients()
-        optimizer.step(0.1)
+    def gradients() -> torch.Tensor:
+        return twin.gradients(inputs, targets)
 
-    def tokens_per_second(step: Callable[[], None]) -> float:
-        """The median of five stretches."""
-        speeds = []
-        for _ in range(5):
-            torch.cuda.synchronize()
-            begun, steps = time.perf_counter(), 0
-            while time.perf_counter() - begun < seconds / 5:
-                step()
-                steps += 1
-            torch.cuda.synchronize()
-            speeds.append(steps * inputs.numel() / (time.perf_counter() - begun))
-        return round(statistics.median(speeds))
+    def whole_step() -> torch.Tensor:
+        loss = gradients()
+        twin.optimizer.apply()
+        return loss
 
-    for _ in range(4):
-        whole_step()
+    def captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """All that it launches as one graph."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            loss = step()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return loss
+
+        return replay
+
+    def tokens_per_second(step: Callable[[], torch.Tensor]) -> int:
+        def fed() -> None:
+            nonlocal loss
+            batch()
+            twin.optimizer.aim(0.1)
+            # A step ends when its loss is known.
+            loss = step().item()
+
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                fed()
+            if arguments.graph:
+                step = captured(step)
+            return round(tokens * steps_per_second(fed, arguments.seconds, wait))
+
+    wait = torch.cuda.synchronize if on_card else lambda: None
+    # What is to become a graph must not have been on the usual one.
+    stream = torch.cuda.Stream() if arguments.graph else None
+    wait()
+    whole = tokens_per_second(whole_step)
+    # Neither what is looked up nor what only scales is multiplied as a matrix.
+    matrices = sum(
+        param.numel()
+        for name, param in twin.model.named_parameters()
+        if name.startswith(("h.", "lm_head"))
+    )
+    flop = flop_per_token(matrices, width, length, config.windows())
+    if on_card:
+        peak = torch.cuda.max_memory_allocated() >> 20
+        free, total = torch.cuda.mem_get_info()
+        card_memory = (total - free) >> 20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        card_memory = None
     return {
-        "shape": shape,
-        "rows": config.rows,
-        "card": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "mode": mode,
+        "sequence": length,
+        "vocab": vocab,
+        "tokens_per_second": whole,
+        "loss": loss,
         "gradients_tokens_per_second": tokens_per_second(gradients),
-        "step_tokens_per_second": tokens_per_second(whole_step),
-        "peak_memory_mib": torch.cuda.max_memory_allocated() >> 20,
+        "peak_memory_mib": peak,
+        "card_memory_mib": card_memory,
+        "parameters": sum(param.numel() for param in twin.model.parameters()),
+        "flop_per_token": flop,
+        "mfu": round(whole * flop / PEAK_FLOPS, 4) if on_card else None,
+        "card": torch.cuda.get_device_name() if on_card else None,
+        "torch": torch.__version__,
+        "compiled": False if arguments.eager else arguments.mode,
+        "graph": arguments.graph,
+        "attention": names,
+        "attention_ms": compared,
     }
+
+
+def measured(arguments: argparse.Namespace, shape: str) -> dict:
+    """The measurement, or why there is none."""
+    try:
+        return measure(arguments, *parsed(arguments, shape))
+    except Exception as error:  # noqa: BLE001 (the next shape may do better)
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", nargs="+", default=list(SHAPES), help="depth x width")
+    parser.add_argument("--shape", nargs="+", default=list(SHAPES), help="depth x width [x rows]")
     parser.add_argument("--rows", type=int, help="sequences a step")
     parser.add_argument("--seconds", type=float, default=5, help="a measurement")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument(
+        "--attention",
+        choices=["fastest", "sdpa", "cudnn", "flex", "varlen"],
+        default="fastest",
+        help="the fastest of them for each window, or one of them for all",
+    )
     parser.add_argument("--mode", default="default", help="torch.compile's")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--graph", action="store_true", help="a step as one CUDA graph")
+    parser.add_argument("--limit", type=float, default=150, help="seconds for a shape")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.here:
-        print(json.dumps(measure(arguments.shape[0], arguments.seconds, arguments.rows, arguments.mode)))
-        return
+    # As in train.py: less of the memory is lost between what is in use.
+    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | os.environ
     for shape in arguments.shape:
+        depth, width, _, rows, *_ = parsed(arguments, shape)
+        head = {"shape": f"{depth}x{width}", "rows": rows}
+        if arguments.here:
+            print(json.dumps(head | measured(arguments, shape)), flush=True)
+            continue
         # A process each, or one's memory would be the next one's peak.
-        one = ["--shape", shape, "--here"]
-        if subprocess.run([sys.executable, *sys.argv, *one], env=os.environ, check=False).returncode:
-            print(json.dumps({"shape": shape, "error": "see above"}), flush=True)
+        one = [sys.executable, *sys.argv, "--shape", shape, "--here"]
+        try:
+            status = subprocess.run(one, env=environment, timeout=arguments.limit).returncode
+            error = f"exit status {status}" if status else None
+        except subprocess.TimeoutExpired:
+            error = f"took longer than {arguments.limit:.0f} seconds"
+        if error:
+            print(json.dumps(head | {"error": error}), flush=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     header, parts, offset = {}, [], 0
     for name, tensor in weights.items():
-        part = tensor.detach().contiguous().numpy().astype("<f4").tobytes()
+        part = tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes()
         ends = [offset, offset := offset + len(part)]
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": ends}
         parts.append(part)

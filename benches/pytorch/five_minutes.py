@@ -17,6 +17,7 @@ environment.enter()
 
 import torch  # noqa: E402
 from exported import Exported, write_weights  # noqa: E402
+from model import Config  # noqa: E402
 from twin import Twin  # noqa: E402
 
 
@@ -33,7 +34,11 @@ def train(twin: Twin, exported: Exported, progress: Callable[[int], float]) -> d
     return {"steps": steps, "tokens": steps * inputs.numel(), "seconds": seconds, "loss": loss}
 
 
-def main() -> None:
+def compiled(config: Config, precision: str) -> Twin:
+    return Twin(config, precision, compiled=True)
+
+
+def main(twin_of: Callable[[Config, str], Twin] = compiled) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the template was exported to")
     parser.add_argument("--seconds", type=float, default=300)
@@ -41,7 +46,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "f32"], default="bf16")
     arguments = parser.parse_args()
     exported = Exported.read(arguments.folder)
-    twin = Twin(exported.config, arguments.precision, compiled=True)
+    twin = twin_of(exported.config, arguments.precision)
 
     # Compiling is not on the budget. What these steps did is undone.
     train(twin, exported, lambda steps: steps / 3)

@@ -1,6 +1,7 @@
 """The model of trainer-template/src/train.rs in PyTorch: same tensors, same start, same loss."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,8 @@ class Config:
 
 
 def norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
+    # Autocast would return f32 on a card, in some versions.
+    return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS).to(x.dtype)
 
 
 def rotary_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -53,21 +55,39 @@ def zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Config, layer: int) -> None:
+class Masked(nn.Module):
+    """Attention to oneself and `window` tokens back; all are [row, time, head, channel]."""
+
+    def __init__(self, length: int, window: int) -> None:
         super().__init__()
-        width, length = config.width, config.sequence_len
+        i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+        # None is plain causal attention, which has a faster path of its own.
+        band = None if window >= length else (j <= i) & (i - j <= window)
+        self.register_buffer("band", band, persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.band, is_causal=self.band is None
+        )
+        return y.transpose(1, 2)
+
+
+# What makes an attention such as `Masked` for a length and a window.
+Attend = Callable[[int, int], nn.Module]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, layer: int, attend: Attend) -> None:
+        super().__init__()
+        width = config.width
         self.head_dim = config.head_dim
         self.c_q, self.c_k, self.c_v = (uniform((width, width), width) for _ in range(3))
         self.c_proj = zeros(width, width)
         self.ve_gate = None
         if config.has_value_embedding(layer):
             self.ve_gate = zeros(width // config.head_dim, min(GATE_CHANNELS, width))
-        window = config.windows()[layer]
-        i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
-        # None is plain causal attention, which has a faster path of its own.
-        band = None if window >= length else (j <= i) & (i - j <= window)
-        self.register_buffer("band", band, persistent=False)
+        self.attend = attend(config.sequence_len, config.windows()[layer])
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], value: Tensor | None) -> Tensor:
         heads = (*x.shape[:-1], -1, self.head_dim)
@@ -76,11 +96,8 @@ class Attention(nn.Module):
             gate = 2 * torch.sigmoid(F.linear(x[..., : self.ve_gate.size(1)], self.ve_gate))
             v = v + gate.unsqueeze(-1) * value.view(heads)
         q, k = rotary_norm(q, *rotary), rotary_norm(k, *rotary)
-        q, k, v = (y.transpose(1, 2).to(v.dtype) for y in (q, k, v))
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.band, is_causal=self.band is None
-        )
-        return F.linear(y.transpose(1, 2).reshape(x.shape), self.c_proj)
+        y = self.attend(q.to(v.dtype), k.to(v.dtype), v)
+        return F.linear(y.reshape(x.shape), self.c_proj)
 
 
 class Mlp(nn.Module):
@@ -94,9 +111,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, layer: int, attend: Attend) -> None:
         super().__init__()
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config, layer, attend)
         self.mlp = Mlp(config.width)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], value: Tensor | None) -> Tensor:
@@ -105,8 +122,13 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    def __init__(self, config: Config) -> None:
+    """`stream` is what the residual stream is in."""
+
+    def __init__(
+        self, config: Config, attend: Attend = Masked, stream: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.stream = stream
         vocab, width, depth = config.vocab_size, config.width, config.depth
         self.wte = nn.Parameter(torch.randn(vocab, width))
         self.lm_head = nn.Parameter(torch.randn(vocab, width) * 0.001)
@@ -117,7 +139,7 @@ class Gpt(nn.Module):
                 if config.has_value_embedding(layer)
             }
         )
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(depth))
+        self.h = nn.ModuleList(Block(config, layer, attend) for layer in range(depth))
         self.resid_lambdas = nn.Parameter(torch.ones(depth))
         self.x0_lambdas = nn.Parameter(torch.full((depth,), 0.1))
         half = config.head_dim // 2
@@ -131,12 +153,12 @@ class Gpt(nn.Module):
         """The cost of the targets, in nats; both are [batch, time]."""
         time = inputs.size(1)
         rotary = (self.cos[:time], self.sin[:time])
-        x0 = norm(F.embedding(inputs, self.wte))
+        x0 = norm(F.embedding(inputs, self.wte).to(self.stream))
         x = x0
         for layer, block in enumerate(self.h):
             value = None
             if str(layer) in self.value_embeds:
-                value = F.embedding(inputs, self.value_embeds[str(layer)])
+                value = F.embedding(inputs, self.value_embeds[str(layer)]).to(self.stream)
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             x = block(x, rotary, value)
         logits = F.linear(norm(x), self.lm_head).float()

@@ -61,7 +61,7 @@ def muon(
     dtype: torch.dtype,
 ) -> None:
     """`knobs` are rate, momentum and decay."""
-    lr, momentum, decay = knobs.unbind()
+    lr, momentum, decay, _ = knobs.unbind()
     grad, param = torch.stack(grads), torch.stack(params)
     momentum_buffer.lerp_(grad, 1 - momentum)
     update = polar_express(grad.lerp(momentum_buffer, momentum), dtype)
@@ -109,9 +109,13 @@ class Optimizer:
         self.stacks: list[tuple[list[nn.Parameter], float, Tensor, Tensor]] = []
         for (rows, columns), params in matrices.items():
             neurons = (rows, 1) if rows >= columns else (1, columns)
-            state = torch.zeros(len(params), rows, columns), torch.zeros(len(params), *neurons)
+            zeros = params[0].new_zeros
+            state = zeros(len(params), rows, columns), zeros(len(params), *neurons)
             lr = MATRIX_LR * max(rows / columns, 1) ** 0.5
             self.stacks.append((params, lr, *state))
+        # A row for each of them, in this order. Four wide, and each begins where a card likes it.
+        count = len(self.singles) + len(self.stacks)
+        self.knobs = next(model.parameters()).new_zeros(count, 4)
 
     def forget(self) -> None:
         """As if no step had been taken."""
@@ -120,16 +124,29 @@ class Optimizer:
             first.zero_()
             second.zero_()
 
-    @torch.no_grad()
     def step(self, progress: float) -> None:
+        self.aim(progress)
+        self.apply()
+
+    def aim(self, progress: float) -> None:
+        """Turns the knobs for the next step: all that a step needs of this process's memory."""
         self.steps += 1
         multiplier = lr_multiplier(progress)
-        for param, lr, beta1, mean, square in self.singles:
+        knobs = []
+        for _, lr, beta1, *_ in self.singles:
             bias1, bias2 = 1 - beta1**self.steps, 1 - BETA2**self.steps
-            knobs = torch.tensor([lr * multiplier / bias1, 1 / bias2])
-            self.adamw(param, param.grad, mean, square, knobs, beta1)
+            knobs.append([lr * multiplier / bias1, 1 / bias2, 0, 0])
         decay = WEIGHT_DECAY * (1 - progress)
-        for params, lr, momentum_buffer, second_moment in self.stacks:
-            knobs = torch.tensor([lr * multiplier, muon_momentum(progress), decay])
+        for _, lr, *_ in self.stacks:
+            knobs.append([lr * multiplier, muon_momentum(progress), decay, 0])
+        self.knobs.copy_(torch.tensor(knobs, device="cpu"), non_blocking=True)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """The step."""
+        knobs = iter(self.knobs.unbind())
+        for param, _, beta1, mean, square in self.singles:
+            self.adamw(param, param.grad, mean, square, next(knobs), beta1)
+        for params, _, momentum_buffer, second_moment in self.stacks:
             grads = [param.grad for param in params]
-            self.muon(params, grads, momentum_buffer, second_moment, knobs, self.dtype)
+            self.muon(params, grads, momentum_buffer, second_moment, next(knobs), self.dtype)

@@ -7,12 +7,11 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
+from clock import steps_per_second
 from environment import ENVIRONMENT
 
 # depth x width: head size and rows
@@ -41,16 +40,8 @@ def measure(arguments: argparse.Namespace, shape: str, precision: str) -> dict:
         gradients()
         twin.optimizer.step(0.1)
 
-    def tokens_per_second(step: Callable[[], None]) -> float:
-        """The median of five stretches: a neighbour's burst must not decide."""
-        speeds = []
-        for _ in range(5):
-            begun, steps = time.perf_counter(), 0
-            while time.perf_counter() - begun < arguments.seconds / 5:
-                step()
-                steps += 1
-            speeds.append(steps * inputs.numel() / (time.perf_counter() - begun))
-        return round(statistics.median(speeds))
+    def tokens_per_second(step: Callable[[], None]) -> int:
+        return round(inputs.numel() * steps_per_second(step, arguments.seconds))
 
     for _ in range(3):
         whole_step()
