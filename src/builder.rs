@@ -429,6 +429,9 @@ impl StudyBuilder {
             None => TrainerCrate::template(&cache)?,
         };
         let trainer = if self.allow_unsafe { trainer.allow_unsafe()? } else { trainer };
+        // Before anything takes its time.
+        let compiles = compiles_for_cards(trainer.folder());
+        let card = self.cuda_device.map(|ordinal| Card::open(ordinal, compiles)).transpose()?;
         let options = PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
         let observers = &self.observers;
         let dataset = Dataset::prepare(&self.data, &options, |preparing| {
@@ -438,8 +441,6 @@ impl StudyBuilder {
         })?;
         let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
         let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
-        let compiles = compiles_for_cards(trainer.folder());
-        let card = self.cuda_device.map(|ordinal| Card::open(ordinal, compiles)).transpose()?;
         let cargo = Cargo::open_for(card.clone(), &trainer, &cache, self.stop.clone())?;
         let mut cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {

@@ -25,6 +25,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -36,9 +37,8 @@ pub(crate) struct Worker {
     log_done: Receiver<()>,
     stop: StopHandle,
     pub(crate) peak_memory_mb: Option<f64>,
-    /// Of the card, which gives memory back only at the end.
-    pub(crate) card_memory_mb: Option<f64>,
-    card: Option<Card>,
+    /// Who asks what it has of the card.
+    card_memory: Option<JoinHandle<Option<f64>>>,
     /// When it was started, where its effort is told by the clock, and the most that it may come to.
     by_the_clock: Option<Instant>,
     most: Option<Duration>,
@@ -144,8 +144,7 @@ impl Worker {
             log_done,
             stop,
             peak_memory_mb: None,
-            card_memory_mb: None,
-            card: runner.card.clone(),
+            card_memory: None,
             by_the_clock: runner.setup.cuda_device.map(|_| Instant::now()),
             most: None,
             looked: Instant::now(),
@@ -416,6 +415,17 @@ impl Worker {
         self.group.kill()
     }
 
+    /// Has somebody ask what the worker has of the card, who takes as long as a step or two.
+    pub(crate) fn ask_for_card_memory(&mut self, card: &Card) {
+        let (card, process) = (card.clone(), self.group.child.id());
+        self.card_memory = Some(std::thread::spawn(move || card.memory_of(process)));
+    }
+
+    /// In MiB, if it was asked for and somebody knew.
+    pub(crate) fn card_memory_mb(&mut self) -> Option<f64> {
+        self.card_memory.take()?.join().ok()?
+    }
+
     /// The kernel's own high-water mark, while the process is there to ask about.
     pub(crate) fn read_peak_memory(&mut self) {
         let Ok(status) = fs::read_to_string(format!("/proc/{}/status", self.group.child.id()))
@@ -426,9 +436,6 @@ impl Worker {
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
         if let Some(kib) = kib {
             self.peak_memory_mb = Some(kib / 1024.0);
-        }
-        if let (Some(card), None) = (&self.card, self.card_memory_mb) {
-            self.card_memory_mb = card.memory_of(self.group.child.id());
         }
     }
 }

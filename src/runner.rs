@@ -173,7 +173,7 @@ impl Runner {
         seen.conditions = seen.conditions.or_else(|| worker.conditions());
         worker.read_peak_memory();
         seen.peak_memory_mb = worker.peak_memory_mb;
-        seen.card_memory_mb = worker.card_memory_mb;
+        seen.card_memory_mb = worker.card_memory_mb();
         trained
     }
 
@@ -200,13 +200,20 @@ impl Runner {
             let answer = worker.answer(left, "train");
             seen.handed_out = supply.handed_out();
             match answer? {
-                Answer::Wants { batch_size, seq_len } => match supply.next(batch_size, seq_len)? {
-                    Ok(frame) => worker.send(frame, self.limits.grace, "train")?,
-                    Err(refusal) => {
-                        let reason = format!("train: it asked for no batch: {refusal}");
-                        return Err(ended(Outcome::Rejected, reason));
+                Answer::Wants { batch_size, seq_len } => {
+                    if seen.handed_out.steps == STEPS_TO_THE_PEAK
+                        && let Some(card) = &self.card
+                    {
+                        worker.ask_for_card_memory(card);
                     }
-                },
+                    match supply.next(batch_size, seq_len)? {
+                        Ok(frame) => worker.send(frame, self.limits.grace, "train")?,
+                        Err(refusal) => {
+                            let reason = format!("train: it asked for no batch: {refusal}");
+                            return Err(ended(Outcome::Rejected, reason));
+                        }
+                    }
+                }
                 Answer::Progress(claimed) => {
                     let progress = supply.believed(claimed);
                     watch(progress)?;
@@ -307,6 +314,9 @@ pub(crate) struct Seen {
     pub handed_out: HandedOut,
     pub conditions: Option<Conditions>,
 }
+
+/// After as many, a trainer has all the memory that it needs for one.
+const STEPS_TO_THE_PEAK: u64 = 8;
 
 /// A loss that is no number for as many reports, a second at least, never is one again: the rest of
 /// the budget is saved.

@@ -6,6 +6,7 @@
 mod agents;
 mod ahead;
 mod budgeting;
+mod card;
 mod chatting;
 mod comparing;
 mod compiling;
@@ -65,6 +66,11 @@ fn main() {
             without_bounds_it_does,
             a_study_that_is_reopened_knows_what_the_baseline_needed,
             a_trainer_sees_no_more_than_it_was_handed;
+        card:
+            a_card_is_known_by_its_driver_and_another_one_is_refused,
+            a_card_that_cannot_be_used_is_named,
+            names_of_sockets_are_a_workers_own,
+            what_is_missing_to_compile_for_a_card_is_said_before_anything_is_prepared;
         chatting:
             a_chat_model_completes_a_study;
         comparing:

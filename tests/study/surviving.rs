@@ -22,6 +22,9 @@ pub const AGENT: &str = "OVERNIGHT_TEST_AGENT";
 /// How many trials a victim carries out.
 pub const TRIALS: &str = "OVERNIGHT_TEST_TRIALS";
 
+/// The ordinal of the card that a victim's trainers are told to compute on.
+pub const CARD: &str = "OVERNIGHT_TEST_CARD";
+
 /// Has a victim look after Ctrl-C and the signals like it, as a user's program does.
 pub const ENDS_WELL: &str = "OVERNIGHT_TEST_ENDS_WELL";
 
@@ -55,6 +58,9 @@ pub fn run_if_victim() {
         }
         let place = Path::new(&place);
         let mut study = tiny::study(&place.join("study"), &place.join("corpus"));
+        if let Ok(ordinal) = std::env::var(CARD) {
+            study = study.cuda_device(ordinal.parse().unwrap());
+        }
         if is_set(ENDS_WELL) {
             study = study.stop_handle(StopHandle::on_interrupt().unwrap());
         }
