@@ -58,6 +58,9 @@ fn libraries(sources: &Path) -> Option<Vec<Library>> {
             let mut command = Command::new(&compiler);
             command.args(["-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", "-x", "c++"]);
             command.args(["-fno-strict-aliasing", "-fvisibility=hidden", "-w"]);
+            // A sanitizer's, say.
+            let more = std::env::var("OVERNIGHT_KERNEL_FLAGS").unwrap_or_default();
+            command.args(more.split_whitespace());
             let child = command.arg(&source).arg("-o").arg(&library).spawn();
             (child.expect("it was there a moment ago"), library)
         })
