@@ -3,12 +3,13 @@
 //! price of two of seven products.
 
 use super::{
-    Launch, Memory, THREADS, arguments,
+    Launch, THREADS, arguments,
     elementwise::apply,
     tape::{Node, floats},
 };
 use crate::{Heads, composed, pass::Activations};
-use candle_core::Result;
+use candle_core::{Result, bail};
+use std::rc::Rc;
 
 /// How a kernel is launched for heads of up to so many channels; see the head of `attention.cu`.
 struct Tile {
@@ -52,6 +53,9 @@ const TILES: [Tiles; 3] = [
     },
 ];
 
+/// A grid is no longer in its second dimension.
+const MOST_HEADS: usize = 65_535;
+
 /// See [`attention`](crate::attention).
 pub(crate) fn attention(q: &Node, k: &Node, v: &Node, heads: Heads) -> Result<Activations> {
     let Heads { time, channels: width, window } = heads;
@@ -69,7 +73,10 @@ pub(crate) fn attention(q: &Node, k: &Node, v: &Node, heads: Heads) -> Result<Ac
         threads: tile.threads,
         shared: tile.shared,
     };
-    let ys = card.allocate(q.values.bytes)?;
+    if sequences * count > MOST_HEADS {
+        bail!("attention: {sequences} sequences of {count} heads in one part of a batch");
+    }
+    let ys = Rc::new(card.allocate(q.values.bytes)?);
     let log_totals = floats(card, tokens * count)?;
     card.launch(
         launch(&tiles.forward),
@@ -77,7 +84,7 @@ pub(crate) fn attention(q: &Node, k: &Node, v: &Node, heads: Heads) -> Result<Ac
             &*q.values,
             &*k.values,
             &*v.values,
-            &ys,
+            &*ys,
             &log_totals,
             sequences,
             time,
@@ -89,17 +96,14 @@ pub(crate) fn attention(q: &Node, k: &Node, v: &Node, heads: Heads) -> Result<Ac
         ],
     )?;
     let (q, k, v) = (q.clone(), k.clone(), v.clone());
-    let kept = std::rc::Rc::new(std::cell::OnceCell::<std::rc::Rc<Memory>>::new());
-    let own = kept.clone();
-    let node = q.tape.clone().record(ys, channels, move |flow, d_ys| {
+    let node = q.tape.clone().record(ys.clone(), channels, move |flow, d_ys| {
         let card = flow.card;
-        let ys = own.get().expect("it is set when the operation is recorded");
         let delta = floats(card, tokens * count)?;
         // Sixteen rows a block, at least.
         let grid = [(tokens * count).div_ceil(16), 1];
         card.launch(
             Launch { kernel: "attention_delta", grid, threads: THREADS, shared: 0 },
-            arguments![&**ys, &d_ys, &delta, sequences, time, count, width, channels],
+            arguments![&*ys, &d_ys, &delta, sequences, time, count, width, channels],
         )?;
         let [d_q, d_k, d_v] = [(); 3].map(|()| card.allocate(d_ys.bytes));
         let (d_q, d_k, d_v) = (d_q?, d_k?, d_v?);
@@ -146,6 +150,5 @@ pub(crate) fn attention(q: &Node, k: &Node, v: &Node, heads: Heads) -> Result<Ac
         flow.give(k.at, d_k)?;
         flow.give(q.at, d_q)
     });
-    let _ = kept.set(node.values.clone());
     Ok(Activations::Card(node))
 }

@@ -208,14 +208,11 @@ fn warps(kernel: &'static str, rows: usize) -> Launch {
     Launch { kernel, grid: [rows.div_ceil(THREADS / 32), 1], threads: THREADS, shared: 0 }
 }
 
-fn new_bytes<T: Copy>(xs: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
-    xs.iter().flat_map(|&x| bytes(x)).collect()
-}
-
 /// A copy of these in the card's memory.
 fn upload_ids(card: &dyn Card, ids: &[u32]) -> Result<Memory> {
     let memory = card.allocate(ids.len() * F32)?;
-    card.upload(&new_bytes(ids, u32::to_ne_bytes), &memory)?;
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    card.upload(&bytes, &memory)?;
     Ok(memory)
 }
 

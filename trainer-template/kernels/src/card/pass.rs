@@ -17,9 +17,12 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// activations of a model that learns something in minutes to fit in its memory.
 const PART_TOKENS: usize = 65_536;
 
+/// Rows of a part, however short they are: a grid has room for so many, times 31 heads.
+const PART_ROWS: usize = 2048;
+
 /// The rows of each part.
 fn parts(rows: usize, seq_len: usize) -> impl Iterator<Item = Range<usize>> {
-    let size = (PART_TOKENS / seq_len.max(1)).max(1);
+    let size = (PART_TOKENS / seq_len.max(1)).clamp(1, PART_ROWS);
     (0..rows).step_by(size).map(move |first| first..rows.min(first + size))
 }
 

@@ -168,7 +168,7 @@ impl Tape {
 
     pub(super) fn record(
         self: &Rc<Self>,
-        values: Memory,
+        values: impl Into<Rc<Memory>>,
         channels: usize,
         backward: impl FnOnce(&mut Flow<'_>, Memory) -> Result<()> + 'static,
     ) -> Node {
@@ -177,7 +177,7 @@ impl Tape {
             steps.push(Box::new(backward));
             steps.len() - 1
         });
-        Node { tape: self.clone(), at, channels, values: Rc::new(values) }
+        Node { tape: self.clone(), at, channels, values: values.into() }
     }
 
     /// A loss whose value stands in `mean`. `backward` answers with the gradient of `x`.
