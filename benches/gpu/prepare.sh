@@ -30,10 +30,13 @@ mkdir -p "$work" "$out/bin" "$out/lib64" "$out/spare" "$out/libraries/$device" "
 (cd "$root" && CARGO_TARGET_DIR=$target cargo build --release --locked --example overnight)
 strip -o "$out/overnight" "$target/release/examples/overnight"
 
-# Data are prepared before a card is looked for, and here all are hidden.
-rm -rf "$out/cache/template" "$work/study"
-CUDA_VISIBLE_DEVICES= OVERNIGHT_CACHE=$out/cache "$out/overnight" --device cuda --dir "$work/study" \
-    --program "$root/program.md" "$@" 2>"$work/said" || true
+# Data and template are as the program prepares them, in a study that gets no further than its first build.
+rm -rf "$out/cache/template" "$work/study" "$work/bin"
+mkdir -p "$work/bin"
+printf '#!/bin/sh\n[ "$1" != build ] || exit 1\nexec "%s" "$@"\n' "$(command -v cargo)" >"$work/bin/cargo"
+chmod +x "$work/bin/cargo"
+PATH=$work/bin:$PATH OVERNIGHT_CACHE=$out/cache "$out/overnight" --dir "$work/study" --trials 0 \
+    --program "$root/program.md" "$@" >"$work/said" 2>&1 || true
 [ -n "$(ls "$out"/cache/data/*/dataset.json 2>/dev/null)" ] || { cat "$work/said" >&2; fail "no data were prepared"; }
 
 # The template as the program carries it, at a place that stays the same, by which cargo knows what it has built.
