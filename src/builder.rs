@@ -483,7 +483,8 @@ impl StudyBuilder {
             toolchain: cargo.toolchain().to_owned(),
             threads,
             cuda_device: self.cuda_device,
-            card: known.map(|card| card.name),
+            card: known.as_ref().map(|card| card.name.clone()),
+            card_uuid: known.map(|card| card.uuid),
         };
         Ok(Subject {
             objective: Objective::Trainer(config),

@@ -26,6 +26,7 @@ pub(crate) const FILES: &[(&str, &str)] = files![
     "trainer-template/kernels/cuda/embedding.cu",
     "trainer-template/kernels/cuda/gate.cu",
     "trainer-template/kernels/cuda/head.cu",
+    "trainer-template/kernels/cuda/host.h",
     "trainer-template/kernels/cuda/norm.cu",
     "trainer-template/kernels/cuda/numbers.h",
     "trainer-template/kernels/cuda/optimizer.cu",

@@ -1,12 +1,14 @@
 //! The card that a study computes on: which one it is, and where its compiler and its libraries are.
 
-use crate::{Error, Result, lifeline};
+use crate::{Error, Result, process::Group};
 use serde::{Deserialize, Serialize};
 use std::{
     env,
     ffi::OsString,
+    io::{self, Read},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 /// A CUDA card, as a study knows it.
@@ -61,6 +63,7 @@ impl Card {
     /// # Errors
     /// There is no such card, or nothing to compile for it with.
     pub fn open(ordinal: usize, compiles: bool) -> Result<Self> {
+        load_modules(Path::new("/dev"));
         let identity =
             identify(&named(ordinal, env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())?)?;
         let toolkit = if compiles { Some(Toolkit::find()?) } else { None };
@@ -87,6 +90,8 @@ impl Card {
             .chain(toolkit)
             .chain(DRIVERS.iter().map(PathBuf::from))
             .filter(|folder| folder.is_absolute() && folder.is_dir())
+            // A worker's view has the link, and not where it leads.
+            .filter_map(|folder| folder.canonicalize().ok())
             .collect();
         let mut known = std::collections::HashSet::new();
         folders.retain(|folder| known.insert(folder.clone()));
@@ -116,15 +121,24 @@ impl Card {
         environment
     }
 
-    /// What this process has of the card's memory, in MiB; `None` where nobody tells, as of processes that
-    /// have another number beyond a container.
-    pub fn memory_of(&self, process: u32) -> Option<f64> {
+    /// What this process has of the card's memory, in MiB; `None` where nobody tells.
+    ///
+    /// In a container it has another number than for the driver, or none. Then it is by how much more is in use
+    /// than was `before` it.
+    pub fn memory_of(&self, process: u32, before: Option<f64>) -> Option<f64> {
+        let listed = self.query("--query-compute-apps=pid,used_memory")?;
+        memory_in(&listed, process).or_else(|| Some(self.memory_in_use()? - before?))
+    }
+
+    /// In MiB, by all processes.
+    pub fn memory_in_use(&self) -> Option<f64> {
+        self.query("--query-gpu=memory.used")?.trim().parse().ok()
+    }
+
+    fn query(&self, fields: &str) -> Option<String> {
         let uuid = &self.identity.as_ref()?.uuid;
-        let mut command = Command::new("nvidia-smi");
-        let fields = "--query-compute-apps=pid,used_memory";
-        command.args(["-i", uuid, fields, "--format=csv,noheader,nounits"]);
-        let output = lifeline::output(&mut command).ok()?;
-        memory_in(&String::from_utf8_lossy(&output.stdout), process)
+        let said = ask_driver(&["-i", uuid, fields, "--format=csv,noheader,nounits"]);
+        Some(said.ok()?.text)
     }
 
     /// What a compiler for it is told.
@@ -192,23 +206,70 @@ fn named(ordinal: usize, visible: Option<&str>) -> Result<String> {
 
 /// The card that `nvidia-smi` knows by this name.
 fn identify(name: &str) -> Result<Option<Identity>> {
+    // It tells of whole cards only. Their parts are for the driver to find.
+    if name.starts_with("MIG-") {
+        return Ok(None);
+    }
     let fields = "--query-gpu=name,uuid,compute_cap";
-    let mut command = Command::new("nvidia-smi");
-    command.args(["-i", name, fields, "--format=csv,noheader"]);
-    let output = match lifeline::output(&mut command) {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(no_card(&format!("nvidia-smi did not start: {error}"))),
+    let said = match ask_driver(&["-i", name, fields, "--format=csv,noheader"]) {
+        Ok(said) => said,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(no_card(&format!("nvidia-smi: {error}"))),
     };
-    let said = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        let said = said.lines().chain(["nvidia-smi failed"]).next().unwrap_or_default().to_owned();
+    if !said.is_success {
+        let said = said.text.lines().chain(["nvidia-smi failed"]).next().unwrap_or_default().trim();
         return Err(no_card(&format!("card {name} cannot be used: {said}")));
     }
-    match parse(&said) {
+    match parse(&said.text) {
         Some(identity) => Ok(Some(identity)),
-        None => Err(no_card(&format!("nvidia-smi says of card {name}: {}", said.trim()))),
+        None => Err(no_card(&format!("nvidia-smi says of card {name}: {}", said.text.trim()))),
     }
+}
+
+/// Has the system load what a context needs. The driver's library does so itself where it may start programs, which
+/// it may not in a worker; `nvidia-modprobe(1)`.
+fn load_modules(devices: &Path) {
+    if devices.join("nvidiactl").exists() && !devices.join("nvidia-uvm").exists() {
+        let _ = hear(Command::new("nvidia-modprobe").args(["-u", "-c=0"]), PATIENCE);
+    }
+}
+
+/// How long a driver may take to answer: it begins anew for each question where nothing keeps it awake, and
+/// hangs where a card has broken down.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `nvidia-smi` said.
+struct Said {
+    is_success: bool,
+    text: String,
+}
+
+fn ask_driver(arguments: &[&str]) -> io::Result<Said> {
+    hear(Command::new("nvidia-smi").args(arguments), PATIENCE)
+}
+
+/// What a program says, which is killed if it takes longer.
+fn hear(command: &mut Command, patience: Duration) -> io::Result<Said> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut group = Group::spawn(command)?;
+    let (sender, heard) = crossbeam_channel::bounded(1);
+    if let Some(mut stdout) = group.child.stdout.take() {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = stdout.read_to_end(&mut bytes);
+            let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+        });
+    }
+    let begun = Instant::now();
+    let text = heard.recv_timeout(patience);
+    let text = text.map_err(|_| {
+        let problem = format!("no answer within {} s", patience.as_secs());
+        io::Error::new(io::ErrorKind::TimedOut, problem)
+    })?;
+    while !group.has_ended() && begun.elapsed() < patience {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(Said { is_success: group.kill()?.success(), text })
 }
 
 /// `NVIDIA H100 80GB HBM3, GPU-6f2c…, 9.0`
@@ -229,6 +290,48 @@ fn memory_in(listed: &str, process: u32) -> Option<f64> {
         let (pid, memory) = line.split_once(',')?;
         (pid.trim().parse() == Ok(process)).then(|| memory.trim().parse().ok())?
     })
+}
+
+/// What a person may want to know of a failure on a card, whose driver says it in names of constants.
+///
+/// The names are those of `CUresult` and `cublasStatus_t`, in CUDA's reference, and what the C library's loader says.
+pub(crate) fn explained(failure: &str) -> Option<&'static str> {
+    let is_lost = |library: &str| {
+        failure.contains(library) && failure.contains("cannot open shared object file")
+    };
+    let says = |names: &[&str]| names.iter().any(|name| failure.contains(name));
+    let explanation = if is_lost("libcuda.so") {
+        "there is no NVIDIA driver here: its library lies neither with the system's nor in \
+         LD_LIBRARY_PATH"
+    } else if ["libcublas", "libcurand", "libcudart", "libnvrtc", "libcudnn"]
+        .into_iter()
+        .any(is_lost)
+    {
+        "a library of CUDA is missing here: name its folder in LD_LIBRARY_PATH"
+    } else if says(&[
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "_STATUS_ALLOC_FAILED",
+        "_STATUS_ALLOCATION_FAILED",
+    ]) {
+        "the card has not enough memory for this: take fewer rows a batch, or a smaller model"
+    } else if says(&["CUDA_ERROR_INVALID_DEVICE", "CUDA_ERROR_NO_DEVICE"]) {
+        "there is no card with this number; nvidia-smi lists them"
+    } else if says(&[
+        "CUDA_ERROR_INSUFFICIENT_DRIVER",
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    ]) {
+        "the driver is older than the CUDA that this was compiled with; nvidia-smi says which one it knows"
+    } else if says(&["CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_PTX"]) {
+        "it was compiled for another kind of card; CUDA_COMPUTE_CAP says for which, as in 90"
+    } else if says(&["CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_MISALIGNED_ADDRESS"]) {
+        "something on the card read or wrote where it has no memory"
+    } else if says(&["CUDA_ERROR_OPERATING_SYSTEM", "CUDA_ERROR_NOT_PERMITTED"]) {
+        "the system, or the sandbox, has denied the driver something"
+    } else {
+        return None;
+    };
+    Some(explanation)
 }
 
 fn no_card(problem: &str) -> Error {
@@ -272,6 +375,57 @@ mod tests {
         assert_eq!(memory_in(listed, 1234), Some(1129.0));
         assert_eq!(memory_in(listed, 99), None);
         assert_eq!(memory_in(listed, 7), None);
+    }
+
+    #[test]
+    fn what_a_driver_says_is_said_in_words() {
+        for (failure, word) in [
+            ("train: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "memory"),
+            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", "memory"),
+            ("new: DriverError(CUDA_ERROR_INVALID_DEVICE, \"invalid device ordinal\")", "number"),
+            ("libcuda.so.1: cannot open shared object file: No such file or directory", "driver"),
+            ("libcublas.so.13: cannot open shared object file: No such file", "LD_LIBRARY_PATH"),
+            ("DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"..\")", "older"),
+            ("DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"..\") when loading x", "another kind"),
+        ] {
+            let explanation = explained(failure).unwrap_or_default();
+            assert!(explanation.contains(word), "{failure}: {explanation}");
+        }
+        assert_eq!(explained("train: the loss is not a number at step 3"), None);
+        assert_eq!(explained("libm.so.6: cannot open shared object file"), None);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn libraries_are_looked_for_where_they_really_are() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path().canonicalize().unwrap();
+        std::fs::create_dir(home.join("lib")).unwrap();
+        std::os::unix::fs::symlink("lib", home.join("lib64")).unwrap();
+        let toolkit = Some(Toolkit { nvcc: home.join("bin/nvcc"), home: home.clone() });
+        let card = Card { toolkit, ..Card::default() };
+        assert!(card.libraries().contains(&home.join("lib")), "{:?}", card.libraries());
+        let environment = card.environment();
+        let (_, path) = environment.iter().find(|(name, _)| *name == "LD_LIBRARY_PATH").unwrap();
+        assert!(env::split_paths(path).any(|folder| folder == home.join("lib")), "{path:?}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_driver_that_hangs_is_not_waited_for() {
+        let said = hear(Command::new("sh").args(["-c", "echo 1; exit 3"]), PATIENCE).unwrap();
+        assert_eq!((said.text.as_str(), said.is_success), ("1\n", false));
+        let begun = Instant::now();
+        let mut hangs = Command::new("sh");
+        let hangs = hangs.args(["-c", "echo 1; sleep 600"]);
+        let error = hear(hangs, Duration::from_millis(100)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn parts_of_cards_are_left_to_the_driver() {
+        assert_eq!(identify("MIG-1").unwrap(), None);
     }
 
     #[test]

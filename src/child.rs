@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Outcome, Result,
-    card::Card,
+    card::{self, Card},
     conditions::{Conditions, Watch},
     conversation::{Conversation, Heard},
     foreign::{self, Extent},
@@ -37,6 +37,8 @@ pub(crate) struct Worker {
     log_done: Receiver<()>,
     stop: StopHandle,
     pub(crate) peak_memory_mb: Option<f64>,
+    /// What others had of the card before, in MiB.
+    pub(crate) card_before_mb: Option<f64>,
     /// Who asks what it has of the card.
     card_memory: Option<JoinHandle<Option<f64>>>,
     /// When it was started, where its effort is told by the clock, and the most that it may come to.
@@ -144,6 +146,7 @@ impl Worker {
             log_done,
             stop,
             peak_memory_mb: None,
+            card_before_mb: None,
             card_memory: None,
             by_the_clock: runner.setup.cuda_device.map(|_| Instant::now()),
             most: None,
@@ -220,6 +223,14 @@ impl Worker {
         veiled
     }
 
+    /// In words, if it is the driver's of a card.
+    fn explained(&self, message: String) -> String {
+        match card::explained(&message).filter(|_| self.by_the_clock.is_some()) {
+            Some(explanation) => format!("{explanation} ({message})"),
+            None => message,
+        }
+    }
+
     /// Expects so many numbers for the next answers.
     pub(crate) fn expect(&mut self, numbers: usize) {
         if let Some(conversation) = &mut self.conversation {
@@ -280,12 +291,13 @@ impl Worker {
                     let outcome = if panicked { Outcome::Panicked } else { Outcome::Failed };
                     let message = match self.is_examined {
                         true => self.veil(message),
-                        false => readable(message),
+                        false => self.explained(readable(message)),
                     };
                     return Err(ended(outcome, format!("{task}: {message}")));
                 }
                 Ok(Heard::Answer(Answer::LoadFailed(message))) => {
-                    return Err(ended(Outcome::LoadFailed, readable(message)));
+                    let message = self.explained(readable(message));
+                    return Err(ended(Outcome::LoadFailed, message));
                 }
                 Ok(Heard::Answer(answer)) => {
                     self.check_effort(task)?;
@@ -417,8 +429,8 @@ impl Worker {
 
     /// Has somebody ask what the worker has of the card, who takes as long as a step or two.
     pub(crate) fn ask_for_card_memory(&mut self, card: &Card) {
-        let (card, process) = (card.clone(), self.group.child.id());
-        self.card_memory = Some(std::thread::spawn(move || card.memory_of(process)));
+        let (card, process, before) = (card.clone(), self.group.child.id(), self.card_before_mb);
+        self.card_memory = Some(std::thread::spawn(move || card.memory_of(process, before)));
     }
 
     /// In MiB, if it was asked for and somebody knew.

@@ -69,6 +69,9 @@ pub struct TrainerConfig {
     /// The card's name; null is the CPU, or a card that nobody knew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub card: Option<String>,
+    /// Which of these cards it was when the study began. For a reader only: another one of the same name is as good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card_uuid: Option<String>,
 }
 
 /// What a command's numbers depend on.
@@ -120,6 +123,7 @@ impl Config {
             .into_iter()
             .flatten()
             .filter(|(name, value)| theirs.get(name) != Some(value))
+            .filter(|(name, _)| *name != "card_uuid")
             .filter(|(name, _)| *name != "race" || theirs.get(name).is_some())
             .map(|(name, value)| {
                 let was = theirs.get(name).unwrap_or(&serde_json::Value::Null);

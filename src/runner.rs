@@ -127,9 +127,11 @@ impl Runner {
         mut watch: impl FnMut(Progress) -> Result<(), Halt>,
     ) -> Result<Trained, Halt> {
         let loader = Loader::open(job.tokens, job.bos, self.setup.seed)?;
+        let card_before_mb = self.card.as_ref().and_then(Card::memory_in_use);
         let spawned = Instant::now();
         let scratch = Scratch::new(job.folder.join("scratch"))?;
         let mut worker = Worker::spawn(self, job.folder, &scratch.folder, Output::Run)?;
+        worker.card_before_mb = card_before_mb;
         worker.scratch = Some((scratch.folder.clone(), Instant::now()));
         let session = || -> Result<Trained, Halt> {
             let confinement = Confinement {

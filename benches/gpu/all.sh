@@ -1,6 +1,6 @@
 #!/bin/sh
 # All that a card is needed for, in ten minutes: every kernel against its twin, a study of three trials, and
-# how fast the template and its PyTorch twin train. Builds nothing: prepare.sh packs it. Writes results/all.json.
+# how fast the template and its PyTorch twin train. Builds nothing: pack.sh packs it. Writes results/all.json.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here" || exit 1
@@ -25,8 +25,8 @@ if command -v compute-sanitizer >/dev/null; then
 fi
 
 rm -rf results/study
-PATH=$here/carried:$PATH OVERNIGHT_CACHE=$here/results/cache timeout 200 ./overnight --device cuda --trials 2 \
-    --budget 12s --data text --proposer replay:replay --dir results/study --controls 0 --json >results/study.log 2>&1
+timeout 200 sh study/run --device cuda --trials 2 --budget 12s --dir results/study --controls 0 --json \
+    >results/study.log 2>&1
 echo $? >results/study.status
 cat results/study/results.tsv
 

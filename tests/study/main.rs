@@ -70,6 +70,9 @@ fn main() {
             a_card_is_known_by_its_driver_and_another_one_is_refused,
             a_card_that_cannot_be_used_is_named,
             names_of_sockets_are_a_workers_own,
+            a_trainer_is_compiled_for_a_card_apart_from_others,
+            what_a_driver_says_goes_back_in_words,
+            where_a_driver_lists_no_processes_the_memory_in_use_tells,
             what_is_missing_to_compile_for_a_card_is_said_before_anything_is_prepared;
         chatting:
             a_chat_model_completes_a_study;

@@ -25,6 +25,9 @@ pub const TRIALS: &str = "OVERNIGHT_TEST_TRIALS";
 /// The ordinal of the card that a victim's trainers are told to compute on.
 pub const CARD: &str = "OVERNIGHT_TEST_CARD";
 
+/// The trainer crate of a victim, if not the tiny one.
+pub const TRAINER: &str = "OVERNIGHT_TEST_TRAINER";
+
 /// Has a victim look after Ctrl-C and the signals like it, as a user's program does.
 pub const ENDS_WELL: &str = "OVERNIGHT_TEST_ENDS_WELL";
 
@@ -60,6 +63,9 @@ pub fn run_if_victim() {
         let mut study = tiny::study(&place.join("study"), &place.join("corpus"));
         if let Ok(ordinal) = std::env::var(CARD) {
             study = study.cuda_device(ordinal.parse().unwrap());
+        }
+        if let Some(folder) = std::env::var_os(TRAINER) {
+            study = study.trainer(folder);
         }
         if is_set(ENDS_WELL) {
             study = study.stop_handle(StopHandle::on_interrupt().unwrap());
