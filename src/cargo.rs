@@ -652,6 +652,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_built_for_a_card_lies_apart() {
+        let cache = tempfile::tempdir().unwrap();
+        let trainer = TrainerCrate::template(cache.path()).unwrap();
+        let target = |toolkit| {
+            let card = Some(Card { toolkit, ..Card::default() });
+            let cargo = Cargo::open_for(card, &trainer, cache.path(), StopHandle::new());
+            cargo.unwrap().target_dir().to_owned()
+        };
+        let plain = Cargo::open(&trainer, cache.path(), StopHandle::new()).unwrap();
+        let toolkit = card::Toolkit { nvcc: "/cuda/bin/nvcc".into(), home: "/cuda".into() };
+        assert_ne!(target(Some(toolkit)), plain.target_dir());
+        // Nothing is compiled for it.
+        assert_eq!(target(None), plain.target_dir());
+    }
+
+    #[test]
     #[cfg(unix)]
     fn studies_that_are_opened_together_do_not_take_each_others_link() {
         let folder = tempfile::tempdir().unwrap();
