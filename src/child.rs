@@ -226,7 +226,11 @@ impl Worker {
     /// In words, if it is the driver's of a card.
     fn explained(&self, message: String) -> String {
         match card::explained(&message).filter(|_| self.by_the_clock.is_some()) {
-            Some(explanation) => format!("{explanation} ({message})"),
+            Some(explanation) => {
+                // Without candle's list of calls, which has no names in a stripped library.
+                let said = message.split("\n   0: ").next().unwrap_or_default().trim();
+                format!("{explanation} ({said})")
+            }
             None => message,
         }
     }
