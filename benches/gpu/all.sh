@@ -1,5 +1,5 @@
 #!/bin/sh
-# All that a card is needed for, in ten minutes: every kernel against its twin, a study of three trials, and
+# All that a card is needed for: every kernel against its twin, a study of three trials, and
 # how fast the template and its PyTorch twin train. Builds nothing: pack.sh packs it. Writes results/all.json.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
