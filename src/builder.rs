@@ -442,6 +442,11 @@ impl StudyBuilder {
         let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
         let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
         let cargo = Cargo::open_for(card.clone(), &trainer, &cache, self.stop.clone())?;
+        if let Some(damaged) = cargo.heal()? {
+            let damaged = damaged.file_name().unwrap_or_default().to_string_lossy();
+            let remark = format!("{damaged} is not what the compiler left: all is compiled anew");
+            tell(&self.observers, &Event::Noted { remark });
+        }
         let mut cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {
             Some(program) => program.clone(),

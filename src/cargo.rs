@@ -6,20 +6,23 @@
 
 use crate::{
     Error, Result,
+    artifacts::Artifacts,
     card::{self, Card},
     environment::{cargo, cargo_at, cargo_that_downloads},
     foreign,
     hash::sha256,
     lifeline,
+    macros::{Dependency, UnsafeMacros},
     process::Group,
     project::write_if_changed,
-    settings,
+    settings, source,
     stop::StopHandle,
     trainer_crate::{EDITED, TrainerCrate, normalised},
     worker::{self, sandbox::Confinement},
 };
-use cargo_metadata::{Message, diagnostic::DiagnosticLevel};
+use cargo_metadata::{Message, PackageId, diagnostic::DiagnosticLevel};
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{BufReader, Read},
     path::{Path, PathBuf},
@@ -36,7 +39,10 @@ pub struct Cargo {
     fixed: Vec<PathBuf>,
     target: PathBuf,
     toolchain: String,
+    /// How many a build from nothing compiles on this system.
     crates: u64,
+    /// What the edited file may not name.
+    macros: UnsafeMacros,
     limit: Duration,
     /// What the compiler of the trainer's own crates is confined to.
     sandbox: Option<Confinement>,
@@ -104,6 +110,7 @@ impl Cargo {
             target,
             toolchain,
             crates: 0,
+            macros: UnsafeMacros::default(),
             limit: BUILD_LIMIT,
             sandbox: None,
             home: None,
@@ -117,7 +124,11 @@ impl Cargo {
             cargo.sysroot = Some(sysroot(&cargo.folder)?);
         }
         fetch(&cargo.folder)?;
-        cargo.crates = cargo.count_crates()?;
+        let dependencies = cargo.dependencies()?;
+        cargo.crates = dependencies.len() as u64 + 1;
+        if trainer.forbids_unsafe() {
+            cargo.macros = UnsafeMacros::of(&dependencies);
+        }
         Ok(cargo)
     }
 
@@ -227,6 +238,10 @@ impl Cargo {
         library: &Path,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Build> {
+        let words = source::tokens(EDITED, source).unwrap_or_default();
+        if let Some(reason) = self.macros.named_in(words.lines()) {
+            return Ok(Build::Refused { rendered: format!("error: {reason}\n"), reason });
+        }
         let _lock = self.lock()?;
 
         // Written even if it is the same: a fresh time stamp is what makes cargo build it, and not
@@ -248,11 +263,29 @@ impl Cargo {
         Ok(build)
     }
 
+    fn artifacts(&self) -> PathBuf {
+        self.target.join(".overnight-artifacts")
+    }
+
+    /// Throws away all that was compiled, if any of it is not what the compiler left; which that was.
+    pub(crate) fn heal(&self) -> Result<Option<PathBuf>> {
+        let damaged = {
+            let _lock = self.lock()?;
+            Artifacts::open(self.artifacts()).damaged().map(Path::to_owned)
+        };
+        if damaged.is_some() {
+            self.start_afresh()?;
+        }
+        Ok(damaged)
+    }
+
     /// Throws away all that was compiled: what a full disk or a power cut damaged, cargo takes for whole.
     pub(crate) fn start_afresh(&self) -> Result<()> {
         let _lock = self.lock()?;
         let built = self.target.join("release");
-        foreign::remove(&built).map_err(Error::io("remove", built))
+        foreign::remove(&built).map_err(Error::io("remove", built))?;
+        let _ = fs::remove_file(self.artifacts());
+        Ok(())
     }
 
     /// There while a compiler is at work, and after one that was killed or broke down.
@@ -325,6 +358,7 @@ impl Cargo {
         let mut done = 0;
         let mut heard = Instant::now();
         let mut artifact = None;
+        let mut dependencies = Vec::new();
         let mut is_fresh = false;
         let mut rendered = String::new();
         let mut reason = None;
@@ -352,6 +386,8 @@ impl Cargo {
                             .map(PathBuf::from)
                             .find(|file| is_library(file));
                         is_fresh = built.fresh;
+                    } else {
+                        dependencies.extend(built.filenames.into_iter().map(PathBuf::from));
                     }
                 }
                 Ok(Ok(Message::CompilerMessage(message))) => {
@@ -380,6 +416,8 @@ impl Cargo {
         }
         let status = group.wait().map_err(Error::io("wait for cargo in", &self.folder))?;
         let complaints = complaints.join().unwrap_or_default();
+        // Also where the trainer itself did not compile: they were made all the same.
+        Artifacts::open(self.artifacts()).learn(&dependencies)?;
         if status.success() || reason.is_some() {
             let _ = fs::remove_file(self.unfinished());
         }
@@ -441,8 +479,8 @@ impl Cargo {
         Ok(name.map(str::to_owned))
     }
 
-    /// How many crates a build from nothing compiles on this system.
-    fn count_crates(&self) -> Result<u64> {
+    /// All crates that the trainer is built with on this system.
+    fn dependencies(&self) -> Result<Vec<Dependency>> {
         let host = self.toolchain.lines().find_map(|line| line.strip_prefix("host: "));
         let mut command = self.command("metadata", &self.folder);
         command.args(["--format-version=1", "--offline", "--locked"]);
@@ -453,14 +491,30 @@ impl Cargo {
         let output = lifeline::output(&mut command).map_err(|error| missing("cargo", error))?;
         let metadata =
             cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout));
-        match metadata {
-            Ok(metadata) => Ok(metadata.resolve.map_or(0, |resolve| resolve.nodes.len() as u64)),
-            Err(_) => Err(Error::Command {
-                command: "cargo metadata".to_owned(),
-                folder: self.folder.clone(),
-                complaint: last_lines(&String::from_utf8_lossy(&output.stderr)),
-            }),
-        }
+        let metadata = metadata.map_err(|_| Error::Command {
+            command: "cargo metadata".to_owned(),
+            folder: self.folder.clone(),
+            complaint: last_lines(&String::from_utf8_lossy(&output.stderr)),
+        })?;
+        let nodes =
+            metadata.resolve.as_ref().map(|resolve| resolve.nodes.clone()).unwrap_or_default();
+        let own = self.folder.join("Cargo.toml");
+        let is_own = |id: &PackageId| metadata[id].manifest_path.as_std_path() == own;
+        let direct: HashSet<_> = nodes
+            .iter()
+            .filter(|node| is_own(&node.id))
+            .flat_map(|node| node.deps.iter().map(|dependency| &dependency.pkg))
+            .collect();
+        let dependencies = nodes.iter().filter(|node| !is_own(&node.id)).map(|node| {
+            let package = &metadata[&node.id];
+            Dependency {
+                name: package.name.replace('-', "_"),
+                folder: package.manifest_path.with_file_name("").into(),
+                is_proc_macro: package.targets.iter().any(|target| target.is_proc_macro()),
+                is_direct: direct.contains(&node.id),
+            }
+        });
+        Ok(dependencies.collect())
     }
 
     /// cargo, for the crate in `folder`.
@@ -649,6 +703,63 @@ mod tests {
             let found = foreign_input(listed, folder).unwrap();
             assert!(found.contains(named), "{found}");
         }
+    }
+
+    #[test]
+    fn a_dependencys_macro_that_writes_unsafe_code_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = place.path().join("trainer").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let package = |name: &str| {
+            format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n")
+        };
+        let dependency = "[lib]\ncrate-type = [\"cdylib\"]\n\n[workspace]\n\n[dependencies]\nraw = { path = \"raw\" }\n";
+        write("Cargo.toml", &(package("trainer") + dependency));
+        let locked = |name: &str, rest: &str| {
+            format!("[[package]]\nname = \"{name}\"\nversion = \"0.1.0\"\n{rest}\n")
+        };
+        let lock = locked("raw", "") + &locked("trainer", "dependencies = [\"raw\"]\n");
+        write("Cargo.lock", &format!("version = 4\n\n{lock}"));
+        write("src/lib.rs", "#[forbid(unsafe_code)]\nmod train;\n");
+        write("src/train.rs", "");
+        write("raw/Cargo.toml", &package("raw"));
+        let rules = "#[macro_export]\nmacro_rules! peek { ($at:expr) => { unsafe { *$at } } }\n";
+        write("raw/src/lib.rs", rules);
+
+        let trainer = TrainerCrate::open(&place.path().join("trainer")).unwrap();
+        let cache = place.path().join("cache");
+        let mut cargo = Cargo::open(&trainer, &cache, StopHandle::new()).unwrap();
+        let library = place.path().join("library");
+        let source = "pub fn f(at: *const u8) -> u8 {\n    raw::peek!(at)\n}\n";
+        let Build::Refused { reason, .. } = cargo.build(source, &library, |_, _| {}).unwrap()
+        else {
+            panic!("it was taken")
+        };
+        assert!(reason.contains("`peek` of the crate raw"), "{reason}");
+        // What the lint alone says to it.
+        let known = std::mem::take(&mut cargo.macros);
+        assert!(matches!(cargo.build(source, &library, |_, _| {}), Ok(Build::Built)));
+        // And nobody looks where unsafe code is allowed.
+        let allowed = Cargo::open(&trainer.allow_unsafe().unwrap(), &cache, StopHandle::new());
+        assert_eq!(allowed.unwrap().macros, UnsafeMacros::default());
+        assert_ne!(known, UnsafeMacros::default());
+    }
+
+    #[test]
+    fn the_template_names_no_macro_that_writes_unsafe_code() {
+        let cache = tempfile::tempdir().unwrap();
+        let trainer = TrainerCrate::template(cache.path()).unwrap();
+        let cargo = Cargo::open(&trainer, cache.path(), StopHandle::new()).unwrap();
+        let named = |source: &str| {
+            let words = source::tokens(EDITED, source).unwrap();
+            cargo.macros.named_in(words.lines())
+        };
+        assert_eq!(named(trainer.source()), None);
+        let own = "overnight_plugin_api::export_trainer!(Gpt);";
+        assert!(named(&format!("{}\n{own}", trainer.source())).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::{
     Error, Outcome, Result,
     card::{self, Card},
-    conditions::{Conditions, Watch},
+    conditions::{Conditions, Watch, processor_time},
     conversation::{Conversation, Heard},
     foreign::{self, Extent},
     laboratory::Halt,
@@ -86,16 +86,6 @@ fn connect(command: &mut Command) -> io::Result<Conversation> {
 #[cfg(not(unix))]
 fn connect(_command: &mut Command) -> io::Result<Conversation> {
     Err(io::Error::other("workers run on Unix only so far"))
-}
-
-/// What a process has used of all processors, user and system, in all its threads. The kernel tells
-/// it in hundredths of a second; `proc_pid_stat(5)`, fields 14 and 15.
-fn processor_time(process: u32) -> Option<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // Behind the name, which may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
 }
 
 impl Worker {

@@ -256,6 +256,16 @@ fn threads(process: u32) -> impl Iterator<Item = (u32, (u64, u64))> {
     })
 }
 
+/// What a process has used of all processors, user and system, in all its threads. The kernel tells
+/// it in hundredths of a second; `proc_pid_stat(5)`, fields 14 and 15.
+pub(crate) fn processor_time(process: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
+}
+
 /// Whether a process is stopped, as by SIGSTOP: proc_pid_stat(5), the field behind the name.
 fn is_stopped(process: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();

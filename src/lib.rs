@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+mod artifacts;
 mod budget;
 mod builder;
 mod bundle;
@@ -27,6 +28,7 @@ mod laboratory;
 mod ledger;
 mod lifeline;
 mod log;
+mod macros;
 pub mod mcp;
 mod mending;
 pub mod plugin;

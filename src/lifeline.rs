@@ -8,11 +8,13 @@ pub(crate) use unix::Lifeline;
 
 #[cfg(unix)]
 mod unix {
+    use crate::conditions::processor_time;
     use rustix::process::{Pid, Signal, kill_process, kill_process_group};
     use std::{
         fs, io,
         os::unix::process::CommandExt,
         process::{Child, Command, Stdio},
+        time::Duration,
     };
 
     /// The variable that marks what hangs on a line.
@@ -74,6 +76,20 @@ mod unix {
         }
     }
 
+    impl Lifeline {
+        /// Processor time of all that hangs on it and lives. `None`: this system does not tell.
+        pub(crate) fn processor_time(&self) -> Option<Duration> {
+            let mark = format!("{MARK}={}", self.mark);
+            let processes = marked(&mark).into_iter();
+            let times: Vec<_> = processes
+                .filter_map(|process| processor_time(process.as_raw_pid().cast_unsigned()))
+                .collect();
+            // The leader has no mark.
+            let is_told = processor_time(self.keeper.id()).is_some();
+            is_told.then(|| times.into_iter().sum())
+        }
+    }
+
     impl Drop for Lifeline {
         fn drop(&mut self) {
             self.signal(Signal::KILL);
@@ -115,6 +131,10 @@ impl Lifeline {
     }
 
     pub(crate) fn hold(&self, _command: &mut std::process::Command) {}
+
+    pub(crate) fn processor_time(&self) -> Option<std::time::Duration> {
+        None
+    }
 }
 
 /// Runs `command` to its end, or to that of this process.

@@ -1,11 +1,22 @@
 //! A program that is run to its end or to its time limit, with all that it has started.
 
-use crate::{Result, StopHandle, error::Error, lifeline::Lifeline, log::Log};
+use crate::{
+    Result, StopHandle,
+    error::Error,
+    foreign::{self, Mark},
+    lifeline::Lifeline,
+    log::Log,
+};
 use crossbeam_channel::bounded;
 use std::{
-    io::Write,
-    path::Path,
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,6 +30,9 @@ pub(crate) struct Process<'a> {
     /// Where its standard error goes; may be the same file.
     pub stderr: &'a Path,
     pub limit: Duration,
+    /// How long it may do nothing, where anybody can tell: neither print, nor compute, nor change a file in this
+    /// folder.
+    pub idle: Option<(Duration, &'a Path)>,
     pub stop: &'a StopHandle,
 }
 
@@ -31,12 +45,20 @@ pub(crate) enum Exit {
     Signal(i32),
     /// It was killed at its limit.
     TimedOut,
+    /// It was killed because it did nothing.
+    Idle,
     /// It was killed because the study is to stop.
     Interrupted,
 }
 
 /// How often a running program is looked after.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How often it is asked whether one does anything.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
+
+/// A program that waits for ever still wakes up now and then; one that reads an answer as it comes needs more.
+const COMPUTES: Duration = Duration::from_millis(100);
 
 /// What a program has to put its things in order between SIGTERM and SIGKILL.
 const NOTICE: Duration = Duration::from_secs(3);
@@ -61,19 +83,22 @@ impl Process<'_> {
             std::thread::spawn(move || stdin.write_all(input.as_bytes()));
         }
         let (sender, copied) = bounded(2);
+        let printed = Arc::new(AtomicU64::new(0));
         if let Some(stdout) = group.child.stdout.take() {
-            let sender = sender.clone();
+            let (sender, stdout) = (sender.clone(), Counted(stdout, printed.clone()));
             std::thread::spawn(move || {
                 out.copy(stdout);
                 let _ = sender.send(());
             });
         }
         if let Some(stderr) = group.child.stderr.take() {
+            let stderr = Counted(stderr, printed.clone());
             std::thread::spawn(move || {
                 err.copy(stderr);
                 let _ = sender.send(());
             });
         }
+        let mut idleness = self.idle.map(|(limit, folder)| Idleness::new(limit, folder));
 
         let exit = loop {
             if group.has_ended() {
@@ -84,6 +109,11 @@ impl Process<'_> {
             }
             if begun.elapsed() >= self.limit {
                 break Some(Exit::TimedOut);
+            }
+            if let Some(idleness) = &mut idleness
+                && idleness.is_over(&group, printed.load(Ordering::Relaxed))
+            {
+                break Some(Exit::Idle);
             }
             std::thread::sleep(TICK);
         };
@@ -98,6 +128,60 @@ impl Process<'_> {
         let status =
             status.map_err(|error| Error::io("wait for", self.command.get_program())(error))?;
         Ok(exit.unwrap_or_else(|| Exit::of(status)))
+    }
+}
+
+/// What is read here is counted.
+struct Counted<R>(R, Arc<AtomicU64>);
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = self.0.read(into)?;
+        self.1.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+}
+
+/// Since when a program has done nothing.
+struct Idleness {
+    limit: Duration,
+    folder: PathBuf,
+    looked: Instant,
+    since: Instant,
+    printed: u64,
+    computed: Duration,
+    files: Option<BTreeMap<PathBuf, Mark>>,
+}
+
+impl Idleness {
+    fn new(limit: Duration, folder: &Path) -> Self {
+        Self {
+            limit,
+            folder: folder.to_owned(),
+            looked: Instant::now(),
+            since: Instant::now(),
+            printed: 0,
+            computed: Duration::ZERO,
+            files: foreign::marks(folder),
+        }
+    }
+
+    /// Whether it has done nothing for too long.
+    fn is_over(&mut self, group: &Group, printed: u64) -> bool {
+        if self.looked.elapsed() < BETWEEN_LOOKS.min(self.limit / 4) {
+            return false;
+        }
+        self.looked = Instant::now();
+        // One that nobody can watch may be at work.
+        let Some(computed) = group.processor_time() else { return false };
+        let files = foreign::marks(&self.folder);
+        // Less than before: one of its processes has ended.
+        let computes = computed < self.computed || computed > self.computed + COMPUTES;
+        if printed != self.printed || computes || files.is_none() || files != self.files {
+            self.since = Instant::now();
+            (self.printed, self.computed, self.files) = (printed, computed, files);
+        }
+        self.since.elapsed() >= self.limit
     }
 }
 
@@ -121,6 +205,7 @@ impl std::fmt::Display for Exit {
             Self::Status(status) => write!(f, "it exited with status {status}"),
             Self::Signal(signal) => write!(f, "it was ended by signal {signal}"),
             Self::TimedOut => f.write_str("it was not done in time and was killed"),
+            Self::Idle => f.write_str("it did nothing and was killed"),
             Self::Interrupted => f.write_str("it was interrupted"),
         }
     }
@@ -159,6 +244,11 @@ impl Group {
         }
         #[cfg(not(unix))]
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Processor time of what it consists of; `None`: nobody tells.
+    fn processor_time(&self) -> Option<Duration> {
+        self.line.as_ref()?.processor_time()
     }
 
     /// Waits for the process to end by itself.
@@ -213,12 +303,21 @@ mod tests {
     use super::*;
 
     fn run(script: &str, limit: Duration, stop: &StopHandle) -> (Exit, String) {
+        run_while_busy(script, (limit, None), stop)
+    }
+
+    fn run_while_busy(
+        script: &str,
+        (limit, idle): (Duration, Option<Duration>),
+        stop: &StopHandle,
+    ) -> (Exit, String) {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut command = Command::new("sh");
         command.args(["-c", script]).current_dir(folder.path());
+        let idle = idle.map(|idle| (idle, folder.path()));
         let process =
-            Process { command, input: "words\n", stdout: &log, stderr: &log, limit, stop };
+            Process { command, input: "words\n", stdout: &log, stderr: &log, limit, idle, stop };
         let exit = process.run().unwrap();
         (exit, std::fs::read_to_string(log).unwrap())
     }
@@ -246,6 +345,27 @@ mod tests {
         let child = log.trim();
         let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z"), "the child goes on: {state}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_program_that_does_nothing_is_told_from_one_that_is_at_work() {
+        let run = |script: &str| {
+            let limits = (Duration::from_secs(6), Some(Duration::from_secs(2)));
+            run_while_busy(script, limits, &StopHandle::new()).0
+        };
+        std::thread::scope(|scope| {
+            let idle = scope.spawn(|| run("echo thinking; sleep 1000"));
+            for at_work in [
+                "while :; do echo more; sleep 0.5; done",
+                "while :; do touch file; sleep 0.5; done",
+                // Another process of it.
+                "(while :; do :; done) & wait",
+            ] {
+                scope.spawn(move || assert_eq!(run(at_work), Exit::TimedOut, "{at_work}"));
+            }
+            assert_eq!(idle.join().unwrap(), Exit::Idle);
+        });
     }
 
     #[test]

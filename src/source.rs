@@ -83,7 +83,7 @@ pub(crate) fn length(name: &str, source: &str) -> usize {
 }
 
 /// Rust's tokens, a line each. `None`: it is another language, or nonsense.
-fn tokens(name: &str, source: &str) -> Option<String> {
+pub(crate) fn tokens(name: &str, source: &str) -> Option<String> {
     if !name.ends_with(".rs") || source.len() > LARGEST_SOURCE {
         return None;
     }

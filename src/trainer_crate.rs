@@ -87,6 +87,11 @@ impl TrainerCrate {
         Ok(self)
     }
 
+    /// Whether its edited module may not contain `unsafe`.
+    pub(crate) fn forbids_unsafe(&self) -> bool {
+        places_of_forbidden_unsafe(&self.project.fixed["src/lib.rs"]).is_ok()
+    }
+
     /// Where the crate was read from.
     pub fn folder(&self) -> &Path {
         &self.project.folder

@@ -124,6 +124,7 @@ impl Laboratory for CommandLaboratory {
             stdout: &log,
             stderr: &log,
             limit: objective.limit,
+            idle: None,
             stop: &self.stop,
         };
         tell(Event::Running { trial: attempt.number });
@@ -138,7 +139,7 @@ impl Laboratory for CommandLaboratory {
                 return ended(Outcome::Exited { exit_code }, exit.to_string());
             }
             Exit::Signal(signal) => return ended(Outcome::Signalled { signal }, exit.to_string()),
-            Exit::TimedOut => return ended(Outcome::TimedOut, exit.to_string()),
+            Exit::TimedOut | Exit::Idle => return ended(Outcome::TimedOut, exit.to_string()),
         }
         let output = read_end(&log);
         let name = &objective.metric;

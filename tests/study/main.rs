@@ -180,6 +180,7 @@ fn main() {
             a_toolchain_file_above_the_trainer_changes_nothing,
             a_script_of_the_project_runs_and_the_tuner_reads_its_language,
             a_damaged_dependency_is_compiled_anew_and_no_sources_fault,
+            a_damaged_dependency_is_found_before_a_night,
             a_limit_of_the_shell_is_no_sources_fault;
         surviving:
             a_last_line_that_lacks_only_its_end_is_kept,

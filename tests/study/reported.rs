@@ -5,6 +5,7 @@ use crate::{
     surviving,
     tiny::{self, Sources},
 };
+use crossbeam_channel::Receiver;
 use overnight::{
     CommandObjective, Event, Ledger, Outcome, Status, Study, Trial,
     proposer::{Agent, Brief, Proposal, ProposeError, Proposer, Replay, Tuner},
@@ -275,24 +276,60 @@ pub fn a_damaged_dependency_is_compiled_anew_and_no_sources_fault() {
     let sources = ["9.0", "8.0"].map(|value| ("another smoothing", tiny::smoothing(value)));
     let mut study = study.proposer(Sources(sources.into())).open().unwrap();
     study.optimize(Some(1)).unwrap();
-    let mut damaged = 0;
-    for target in fs::read_dir(cache.path()).unwrap().flatten() {
-        let deps = fs::read_dir(target.path().join("release/deps"));
-        for file in deps.into_iter().flatten().flatten() {
-            if file.path().extension().is_some_and(|extension| extension == "rlib") {
-                // As a power cut leaves it.
-                fs::File::options().write(true).open(file.path()).unwrap().set_len(0).unwrap();
-                damaged += 1;
-            }
-        }
-    }
-    assert!(damaged > 3, "{damaged}");
+    damage_dependencies(cache.path());
     study.optimize(Some(1)).unwrap();
     assert_eq!(study.trials()[2].outcome, Outcome::Measured, "{:?}", study.trials()[2].reason);
     drop(study);
     let said =
         |event: Event| matches!(event, Event::Noted { remark } if remark.contains("compiled anew"));
     assert!(events.iter().any(said));
+}
+
+/// Leaves the compiled dependencies in a cache as a power cut does.
+fn damage_dependencies(cache: &Path) {
+    let mut damaged = 0;
+    for target in fs::read_dir(cache).unwrap().flatten() {
+        let deps = fs::read_dir(target.path().join("release/deps"));
+        for file in deps.into_iter().flatten().flatten() {
+            if file.path().extension().is_some_and(|extension| extension == "rlib") {
+                fs::File::options().write(true).open(file.path()).unwrap().set_len(0).unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 3, "{damaged}");
+}
+
+pub fn a_damaged_dependency_is_found_before_a_night() {
+    let (corpus, dir, cache) =
+        (tiny::corpus(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = || {
+        let (observer, events) = crossbeam_channel::unbounded();
+        let sources = ["9.0", "8.0"].map(|value| ("another smoothing", tiny::smoothing(value)));
+        let sources = sources.to_vec();
+        let study = tiny::study(dir.path(), corpus.path()).cache_dir(cache.path());
+        let study = study.observer(observer).proposer(Sources(sources)).open().unwrap();
+        (study, events)
+    };
+    let noted = |events: Receiver<Event>| -> Vec<String> {
+        let remark = |event| match event {
+            Event::Noted { remark } => Some(remark),
+            _ => None,
+        };
+        events.iter().filter_map(remark).collect()
+    };
+    let (mut study, events) = open();
+    study.optimize(Some(1)).unwrap();
+    drop(study);
+    assert_eq!(noted(events), [""; 0]);
+    damage_dependencies(cache.path());
+    let (mut study, events) = open();
+    study.optimize(Some(1)).unwrap();
+    assert_eq!(study.trials()[2].outcome, Outcome::Measured);
+    drop(study);
+    let noted = noted(events);
+    // Nobody had to doubt a trial for it.
+    assert!(matches!(&*noted, [one] if one.contains("not what the compiler left")), "{noted:?}");
 }
 
 pub fn a_limit_of_the_shell_is_no_sources_fault() {

@@ -53,7 +53,9 @@ impl Agent {
         }
     }
 
-    /// Wall-clock time for a proposal, after which the agent and all that it started is killed.
+    /// Wall-clock time for a proposal, after which the agent and all that it started is killed. One that does
+    /// nothing at all for half of that time hangs, and is killed then: it prints nothing, changes no file in its
+    /// folder and uses no processor. One that waits for a model's answer reads it as it comes. Only Linux tells.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -94,6 +96,14 @@ impl Agent {
                 let seconds = self.limit.as_secs();
                 let words = line(&words, 300);
                 Some(format!("it was not done after {seconds} s and was killed: {words}"))
+            }
+            (Exit::Idle, _) => {
+                let seconds = self.limit.as_secs() / 2;
+                let words = line(&words, 300);
+                Some(format!(
+                    "for {seconds} s it printed nothing, changed no file and computed nothing, and was killed; is it \
+                     waiting for a login, or for somebody to say yes? {words}"
+                ))
             }
             (exit, _) => Some(format!("{exit}: {}", line(&words, 300))),
         };
@@ -184,6 +194,7 @@ impl Agent {
             stdout: &stdout,
             stderr: &stderr,
             limit: self.limit,
+            idle: Some((self.limit / 2, brief.folder)),
             stop: brief.stop,
         };
         let exit = process.run().map_err(|error| match error {
