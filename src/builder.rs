@@ -531,7 +531,12 @@ impl StudyBuilder {
             description: format!("{} of `{}`", objective.metric, objective.words.join(" ")),
             references: Vec::new(),
             project,
-            laboratory: Box::new(CommandLaboratory { objective, stop: self.stop.clone() }),
+            laboratory: Box::new(CommandLaboratory {
+                objective,
+                is_shared: self.is_shared,
+                baseline: None,
+                stop: self.stop.clone(),
+            }),
         })
     }
 }

@@ -407,7 +407,8 @@ impl Worker {
 
     /// Begins to note what it has of the machine.
     pub(crate) fn watch(&mut self) {
-        self.watch = Watch::begin(self.group.child.id());
+        let process = self.group.child.id();
+        self.watch = Watch::begin(move || vec![process]);
     }
 
     /// What it had since then. It must not have been killed.

@@ -11,15 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a trainer had of the machine from its first batch to its closed checkpoint. Seconds; of processors, over all
-/// cores. Only Linux tells.
+/// What a trial had of the machine: a trainer from its first batch to its closed checkpoint, a command from its start
+/// to its end. Seconds; of processors, over all cores. Only Linux tells.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Conditions {
     /// Wall clock.
     pub elapsed_seconds: f64,
     /// Processors of the machine.
     pub cores: u32,
-    /// Processor time of the trainer's threads.
+    /// Processor time of the trainer's threads, or of all that a command started.
     pub ran_seconds: f64,
     /// Time that they could have run and stood in line for a core.
     pub waited_seconds: f64,
@@ -116,14 +116,16 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 /// A look that comes so late was kept from coming: this process was stopped.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Watches a process from now on.
-#[derive(Debug)]
+/// Watches processes from now on.
 pub(crate) struct Watch {
-    process: u32,
+    /// Those that live.
+    processes: Box<dyn Fn() -> Vec<u32>>,
     begun: Instant,
     looked: Instant,
-    /// What each thread ran and waited, in nanoseconds, when it was looked at first and last.
-    threads: HashMap<u32, [(u64, u64); 2]>,
+    /// What they had run before, and the most that they were ever seen to have run.
+    ran: [Duration; 2],
+    /// How long each thread waited, in nanoseconds, when it was looked at first and last.
+    threads: HashMap<u32, [u64; 2]>,
     machine: Machine,
     own: Duration,
     asleep: Duration,
@@ -132,19 +134,21 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// `None`: this system does not tell.
-    pub(crate) fn begin(process: u32) -> Option<Self> {
-        let mut watch = Self {
-            process,
+    pub(crate) fn begin(processes: impl Fn() -> Vec<u32> + 'static) -> Option<Self> {
+        let living = processes();
+        let ran = processor_time_of(&living).unwrap_or_default();
+        let threads = living.iter().flat_map(|&process| threads(process));
+        Some(Self {
             begun: Instant::now(),
             looked: Instant::now(),
-            threads: HashMap::new(),
+            ran: [ran; 2],
+            threads: threads.map(|(thread, waited)| (thread, [waited; 2])).collect(),
             machine: Machine::now()?,
             own: own_time(),
             asleep: time_asleep(),
             stopped: Duration::ZERO,
-        };
-        watch.threads = threads(process).map(|(thread, now)| (thread, [now, now])).collect();
-        Some(watch)
+            processes: Box::new(processes),
+        })
     }
 
     /// Looks from time to time, however often it is called.
@@ -157,25 +161,25 @@ impl Watch {
     fn look(&mut self) {
         let since = self.looked.elapsed();
         self.looked = Instant::now();
-        if since > LATE || is_stopped(self.process) {
+        let living = (self.processes)();
+        if since > LATE || living.iter().any(|&process| is_stopped(process)) {
             self.stopped += since;
         }
-        for (thread, now) in threads(self.process) {
-            // What one that is new has done was done meanwhile.
-            self.threads.entry(thread).or_insert([(0, 0), now])[1] = now;
+        // One that ended, and whose parent did not ask for it, takes its time along.
+        self.ran[1] = self.ran[1].max(processor_time_of(&living).unwrap_or_default());
+        for (thread, waited) in living.iter().flat_map(|&process| threads(process)) {
+            // What one that is new has waited was waited meanwhile.
+            self.threads.entry(thread).or_insert([0, waited])[1] = waited;
         }
     }
 
-    /// What it came to. The process must still be there.
+    /// What it came to. The processes must still be there, or not have been waited for.
     pub(crate) fn end(mut self) -> Conditions {
         self.look();
         let elapsed = self.begun.elapsed();
-        let of = |pick: fn((u64, u64)) -> u64| {
-            let sum: u64 =
-                self.threads.values().map(|[a, b]| pick(*b).saturating_sub(pick(*a))).sum();
-            sum as f64 / 1e9
-        };
-        let (ran, waited) = (of(|it| it.0), of(|it| it.1));
+        let ran = self.ran[1].saturating_sub(self.ran[0]).as_secs_f64();
+        let waited: u64 = self.threads.values().map(|[a, b]| b.saturating_sub(*a)).sum();
+        let waited = waited as f64 / 1e9;
         let now = Machine::now().unwrap_or_default();
         let ticks = |now: u64, before: u64| now.saturating_sub(before) as f64 / TICKS_PER_SECOND;
         let busy = ticks(now.busy, self.machine.busy);
@@ -244,26 +248,36 @@ impl Machine {
     }
 }
 
-/// What each thread of a process ran and waited, in nanoseconds: the kernel's
+/// How long each thread of a process waited for a core, in nanoseconds: the kernel's
 /// Documentation/scheduler/sched-stats.rst, `/proc/<pid>/schedstat`.
-fn threads(process: u32) -> impl Iterator<Item = (u32, (u64, u64))> {
+fn threads(process: u32) -> impl Iterator<Item = (u32, u64)> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     tasks.filter_map(|task| {
         let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        let mut fields = text.split_whitespace().map_while(|field| field.parse().ok());
-        let thread = task.file_name().to_str()?.parse().ok()?;
-        Some((thread, (fields.next()?, fields.next()?)))
+        let waited = text.split_whitespace().nth(1)?.parse().ok()?;
+        Some((task.file_name().to_str()?.parse().ok()?, waited))
     })
 }
 
-/// What a process has used of all processors, user and system, in all its threads. The kernel tells
-/// it in hundredths of a second; `proc_pid_stat(5)`, fields 14 and 15.
+/// What a process has used of all processors, user and system, in all its threads.
 pub(crate) fn processor_time(process: u32) -> Option<Duration> {
+    ticks(process, 2)
+}
+
+/// The same of several, with those that they have started and waited for. `None`: nobody tells.
+pub(crate) fn processor_time_of(processes: &[u32]) -> Option<Duration> {
+    let times: Vec<_> = processes.iter().filter_map(|&process| ticks(process, 4)).collect();
+    (!times.is_empty()).then(|| times.into_iter().sum())
+}
+
+/// The kernel tells it in hundredths of a second: `proc_pid_stat(5)`, fields 14 to 17, user and system, its own and its
+/// children's.
+fn ticks(process: u32, fields: usize) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // Behind the name, which may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
+    let known = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(fields);
+    let ticks: u64 = known.map(|field| field.parse::<u64>().ok()).sum::<Option<_>>()?;
+    Some(Duration::from_millis(10 * ticks))
 }
 
 /// Whether a process is stopped, as by SIGSTOP: proc_pid_stat(5), the field behind the name.
@@ -389,7 +403,8 @@ mod tests {
     fn a_process_that_computes_is_seen_to_run() {
         let mut child =
             std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        let mut watch = Watch::begin(child.id()).unwrap();
+        let process = child.id();
+        let mut watch = Watch::begin(move || vec![process]).unwrap();
         for _ in 0..15 {
             std::thread::sleep(Duration::from_millis(100));
             watch.glance();

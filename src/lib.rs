@@ -37,6 +37,7 @@ mod project;
 pub mod proposer;
 mod proposing;
 pub mod race;
+mod recall;
 pub mod report;
 mod rerun;
 mod runner;

@@ -8,13 +8,11 @@ pub(crate) use unix::Lifeline;
 
 #[cfg(unix)]
 mod unix {
-    use crate::conditions::processor_time;
     use rustix::process::{Pid, Signal, kill_process, kill_process_group};
     use std::{
         fs, io,
         os::unix::process::CommandExt,
         process::{Child, Command, Stdio},
-        time::Duration,
     };
 
     /// The variable that marks what hangs on a line.
@@ -77,16 +75,10 @@ mod unix {
     }
 
     impl Lifeline {
-        /// Processor time of all that hangs on it and lives. `None`: this system does not tell.
-        pub(crate) fn processor_time(&self) -> Option<Duration> {
+        /// Who hangs on it and lives.
+        pub(crate) fn processes(&self) -> impl Fn() -> Vec<u32> + 'static {
             let mark = format!("{MARK}={}", self.mark);
-            let processes = marked(&mark).into_iter();
-            let times: Vec<_> = processes
-                .filter_map(|process| processor_time(process.as_raw_pid().cast_unsigned()))
-                .collect();
-            // The leader has no mark.
-            let is_told = processor_time(self.keeper.id()).is_some();
-            is_told.then(|| times.into_iter().sum())
+            move || marked(&mark).into_iter().map(|pid| pid.as_raw_pid().cast_unsigned()).collect()
         }
     }
 
@@ -132,8 +124,8 @@ impl Lifeline {
 
     pub(crate) fn hold(&self, _command: &mut std::process::Command) {}
 
-    pub(crate) fn processor_time(&self) -> Option<std::time::Duration> {
-        None
+    pub(crate) fn processes(&self) -> impl Fn() -> Vec<u32> + 'static {
+        Vec::new
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     Result, StopHandle,
+    conditions::{Conditions, Watch, processor_time_of},
     error::Error,
     foreign::{self, Mark},
     lifeline::Lifeline,
@@ -57,6 +58,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// How often it is asked whether one does anything.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
+/// The kernel counts in hundredths of a second, and a watch looks twice a second.
+const TELLING: Duration = Duration::from_secs(2);
+
 /// A program that waits for ever still wakes up now and then; one that reads an answer as it comes needs more.
 const COMPUTES: Duration = Duration::from_millis(100);
 
@@ -69,7 +73,18 @@ impl Process<'_> {
     ///
     /// # Errors
     /// It cannot be started, or its output cannot be written.
-    pub(crate) fn run(mut self) -> Result<Exit> {
+    pub(crate) fn run(self) -> Result<Exit> {
+        self.carry_out(&mut None)
+    }
+
+    /// The same, and what it had of the machine, if it took long enough for that to be told.
+    pub(crate) fn run_watched(self) -> Result<(Exit, Option<Conditions>)> {
+        let mut conditions = Some(None);
+        let exit = self.carry_out(&mut conditions)?;
+        Ok((exit, conditions.flatten()))
+    }
+
+    fn carry_out(mut self, conditions: &mut Option<Option<Conditions>>) -> Result<Exit> {
         let program = self.command.get_program().to_owned();
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (out, err) = (Log::append(self.stdout)?, Log::append(self.stderr)?);
@@ -98,6 +113,7 @@ impl Process<'_> {
                 let _ = sender.send(());
             });
         }
+        let mut watch = conditions.as_ref().and_then(|_| Watch::begin(group.processes()));
         let mut idleness = self.idle.map(|(limit, folder)| Idleness::new(limit, folder));
 
         let exit = loop {
@@ -115,8 +131,14 @@ impl Process<'_> {
             {
                 break Some(Exit::Idle);
             }
+            if let Some(watch) = &mut watch {
+                watch.glance();
+            }
             std::thread::sleep(TICK);
         };
+        if let Some(conditions) = conditions {
+            *conditions = watch.filter(|_| begun.elapsed() >= TELLING).map(Watch::end);
+        }
         if exit.is_some() {
             group.give_notice();
         }
@@ -173,7 +195,7 @@ impl Idleness {
         }
         self.looked = Instant::now();
         // One that nobody can watch may be at work.
-        let Some(computed) = group.processor_time() else { return false };
+        let Some(computed) = processor_time_of(&group.processes()()) else { return false };
         let files = foreign::marks(&self.folder);
         // Less than before: one of its processes has ended.
         let computes = computed < self.computed || computed > self.computed + COMPUTES;
@@ -246,9 +268,18 @@ impl Group {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Processor time of what it consists of; `None`: nobody tells.
-    fn processor_time(&self) -> Option<Duration> {
-        self.line.as_ref()?.processor_time()
+    /// What it consists of, and the child as long as it was not waited for.
+    fn processes(&self) -> impl Fn() -> Vec<u32> + 'static {
+        let child = self.child.id();
+        let others = self.line.as_ref().map(Lifeline::processes);
+        move || {
+            let mut processes = others.as_ref().map(|others| others()).unwrap_or_default();
+            // A zombie has no environment left to be known by.
+            if !processes.contains(&child) {
+                processes.push(child);
+            }
+            processes
+        }
     }
 
     /// Waits for the process to end by itself.

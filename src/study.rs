@@ -13,6 +13,7 @@ use crate::{
     mending::Ending,
     proposer::{Ahead, Proposal, Running, Turn, Usage},
     race::{self, Race},
+    recall,
     source::{self, LARGEST_SOURCE, identity, length},
     workspace::{Workspace, message},
 };
@@ -207,7 +208,11 @@ impl Study {
             measurement.propose_usd = turn.usage.usd;
             measurement.propose_tokens = turn.usage.tokens;
         }
-        self.conclude(attempt, entry).map(Some)
+        let trial = self.conclude(attempt, entry)?;
+        if self.ledger.trials().len().is_multiple_of(recall::EVERY) {
+            recall::keep(&self.dir, self.config.judge, &self.judge, self.ledger.trials());
+        }
+        Ok(Some(trial))
     }
 
     /// Where the study lives.
@@ -489,22 +494,29 @@ impl Study {
 
     /// Replays the ledger to the proposers, and to the study's own memory.
     pub(crate) fn remember(&mut self) -> Result<()> {
-        for number in 0..self.ledger.trials().len() {
-            let trial = self.ledger.trials()[number].clone();
-            let gain = self.gain(&trial);
-            self.judge.remember(&trial);
-            self.laboratory.remember(&trial);
-            let path = self.folder_of(number).join(self.name_of_source());
-            match fs::read_to_string(&path) {
-                Ok(source) => self.note(&trial, &source, gain),
-                // Old folders may be deleted to make room; what they held is then forgotten, but for its name.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    if let Some(program) = trial.program_sha256.clone() {
-                        self.note_program(&trial, program);
-                    }
+        let trials = self.ledger.trials().to_vec();
+        let (dir, rule) = (self.dir.clone(), self.config.judge);
+        std::thread::scope(|scope| {
+            // Neither needs anything of the other, and each takes its time.
+            let judge = scope.spawn(|| recall::judge(&dir, rule, &trials));
+            trials.iter().try_for_each(|trial| self.remember_one(trial))?;
+            self.judge = judge.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(())
+        })
+    }
+
+    fn remember_one(&mut self, trial: &Trial) -> Result<()> {
+        self.laboratory.remember(trial);
+        let path = self.folder_of(trial.trial).join(self.name_of_source());
+        match fs::read_to_string(&path) {
+            Ok(source) => self.note(trial, &source, self.gain(trial)),
+            // Old folders may be deleted to make room; what they held is then forgotten, but for its name.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if let Some(program) = trial.program_sha256.clone() {
+                    self.note_program(trial, program);
                 }
-                Err(error) => return Err(Error::io("read", path)(error)),
             }
+            Err(error) => return Err(Error::io("read", path)(error)),
         }
         Ok(())
     }

@@ -9,7 +9,9 @@ mod language;
 mod tiny;
 
 use libtest_mimic::{Arguments, Trial as Test};
-use overnight::{Budget, Event, Outcome, Status, Study, StudyBuilder, data::DataSpec};
+use overnight::{
+    Budget, CommandObjective, Event, Outcome, Status, Study, StudyBuilder, data::DataSpec,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     panic::catch_unwind,
@@ -31,6 +33,7 @@ fn main() {
         test("a_robbed_trial_is_measured_again", a_robbed_trial_is_measured_again),
         test("what_is_robbed_for_good_is_no_evidence", what_is_robbed_for_good_is_no_evidence),
         test("a_stopped_trainer_is_measured_again", a_stopped_trainer_is_measured_again),
+        test("a_robbed_command_is_measured_again", a_robbed_command_is_measured_again),
     ];
     let one_at_a_time = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     libtest_mimic::run(&one_at_a_time, tests).exit();
@@ -183,6 +186,55 @@ fn a_stopped_trainer_is_measured_again() {
     let reasons = stopper.join().unwrap();
     assert!(reasons[0].contains("stopped"), "{reasons:?}");
     assert_eq!((&trial.outcome, trial.status), (&Outcome::Measured, Status::Keep), "{trial:?}");
+}
+
+fn a_robbed_command_is_measured_again() {
+    if !is_quiet() {
+        println!("skipped: the machine is never quiet, or does not tell");
+        return;
+    }
+    let (job, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // As many turns as three seconds have room for; in a process of a process, as such scripts are.
+    let script = "#!/bin/sh\nsh -c 'n=0; end=$(($(date +%s) + 3)); while test $(date +%s) -lt $end; do n=$((n + 1)); \
+                  done; echo METRIC turns=$n'\n";
+    std::fs::write(job.path().join("job.sh"), script).unwrap();
+    std::fs::write(job.path().join("idea.txt"), "1\n").unwrap();
+    let (observer, events) = crossbeam_channel::unbounded();
+    let machine = std::thread::spawn(move || {
+        let (mut load, mut loads, mut reasons) = (None, 0, Vec::new());
+        for event in events {
+            match event {
+                Event::Running { trial: 1 } if loads == 0 => {
+                    loads += 1;
+                    load = Some(Load::new());
+                }
+                Event::Disturbed { trial, reason } => {
+                    reasons.push((trial, reason));
+                    load = None;
+                }
+                _ => {}
+            }
+        }
+        drop(load);
+        reasons
+    });
+    let objective =
+        CommandObjective::new(job.path(), "idea.txt", ["sh", "job.sh"]).maximize("turns");
+    let study = Study::builder(dir.path()).objective(objective).controls(0).observer(observer);
+    let idea = tiny::Sources(vec![("another", "2\n".to_owned())]);
+    let study = study.wait_for_quiet(Duration::from_secs(20)).proposer(idea);
+    let mut study = study.open().unwrap();
+    study.optimize(Some(1)).unwrap();
+    let trials = study.trials().to_vec();
+    drop(study);
+    let reasons = machine.join().unwrap();
+    let [(1, reason)] = &*reasons else { panic!("{reasons:?}") };
+    assert!(reason.contains("other programs used"), "{reason}");
+    let turns = |trial: usize| trials[trial].score().unwrap();
+    assert!(turns(1) > 0.7 * turns(0), "{} turns after {}", turns(1), turns(0));
+    // What it started is its own.
+    let conditions = trials[1].measurement.conditions.unwrap();
+    assert!(conditions.ran_seconds > 2.0, "{conditions:?}");
 }
 
 /// The worker of this process.

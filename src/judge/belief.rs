@@ -18,9 +18,10 @@ use super::{
     effects::{Case, Effect, Effects, log_normal, log_sum},
     normal::Normal,
 };
+use serde::{Deserialize, Serialize};
 
 /// Everything that the measurements so far say about a study.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Belief {
     levels: Vec<Level>,
     /// The seeds that were measured under, in the order of their lucks in [`Level::state`].
@@ -28,7 +29,7 @@ pub(super) struct Belief {
 }
 
 /// What there is to believe if noise and luck have these standard deviations.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Level {
     noise: f64,
     luck: f64,

@@ -4,11 +4,15 @@
 //! known: every combination on a grid is taken for possible, and believed as far as it foresaw the
 //! trials so far.
 
-use std::f64::consts::{LN_2, PI, SQRT_2};
+use serde::{Deserialize, Serialize};
+use std::{
+    f64::consts::{LN_2, PI, SQRT_2},
+    ops::Range,
+};
 
 /// The belief about what changes do, in units of the noise's standard deviation: so one prior suits
 /// every objective.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Effects {
     /// The belief in each combination of [`REDRAWN`], [`HELPS`], [`NOTHINGS`], [`HARMS`] and
     /// [`GAINS`], the last one fastest; all of them sum to one.
@@ -70,7 +74,12 @@ impl Effects {
     /// says how well all worlds together foresaw it: the logarithm of its density. Of a change that
     /// `starts_elsewhere`, it is known how probable the second case is.
     pub(super) fn learn(&mut self, cases: [Case; 2], starts_elsewhere: bool) -> ([Effect; 2], f64) {
-        let kinds = cases.map(|case| Kind::all(case.y, case.variance));
+        let [shared, redrawn] = cases;
+        let kinds = Kind::all(shared.y, shared.variance);
+        // Where there is no luck, it cannot be drawn anew.
+        let is_same = (shared.y, shared.variance) == (redrawn.y, redrawn.variance);
+        let others = if is_same { kinds } else { Kind::all(redrawn.y, redrawn.variance) };
+        let kinds = [kinds, others];
         // Relative to the greatest, so that none that matters vanishes.
         let logs = kinds.iter().flatten().map(|kind| kind.log_density);
         let greatest = logs.fold(f64::NEG_INFINITY, f64::max);
@@ -97,8 +106,9 @@ impl Effects {
             }
         }
         let total: f64 = sums.iter().map(|sums| sums[0]).sum();
+        let scale = 1.0 / total;
         for belief in &mut self.beliefs {
-            *belief = (*belief / total).max(LEAST_BELIEF);
+            *belief = (*belief * scale).max(LEAST_BELIEF);
         }
         let effects = sums.map(|[density, mean, square, helps]| {
             if density <= 0.0 {
@@ -117,25 +127,31 @@ impl Effects {
 /// densities by kind are given. Returns how often each kind was expected before, over all worlds.
 fn weigh(beliefs: &mut [f64], densities: &[f64; KINDS]) -> [f64; KINDS] {
     let mut expected = [0.0; KINDS];
-    let [nothing, rest @ ..] = densities;
-    let (gains, harms) = rest.split_at(GAINS.len());
-    let mut worlds = beliefs.chunks_exact_mut(GAINS.len());
+    let (nothing, gains, harms) = (densities[0], &densities[GAINS_AT], &densities[HARMS_AT]);
+    // Arrays of a known length, which the compiler computes side by side.
+    let (worlds, _) = beliefs.as_chunks_mut::<{ GAINS.len() }>();
+    let mut worlds = worlds.iter_mut();
     for helps in HELPS {
+        let gains: [f64; GAINS.len()] = std::array::from_fn(|gain| helps * gains[gain]);
+        let mut believed_by_gain = [0.0; GAINS.len()];
         for share_of_nothing in NOTHINGS {
             let share_of_nothing = (1.0 - helps) * share_of_nothing;
             let share_of_harm = 1.0 - helps - share_of_nothing;
             for (harm, density) in harms.iter().enumerate() {
+                let Some(world) = worlds.next() else { break };
                 let other = share_of_nothing * nothing + share_of_harm * density;
-                let mut believed = 0.0;
-                let worlds = worlds.next().into_iter().flatten();
-                for ((belief, gain), expected) in worlds.zip(gains).zip(&mut expected[1..]) {
-                    *expected += helps * *belief;
-                    believed += *belief;
-                    *belief *= other + helps * gain;
+                let before = *world;
+                for gain in 0..GAINS.len() {
+                    believed_by_gain[gain] += before[gain];
+                    world[gain] = before[gain] * (other + gains[gain]);
                 }
+                let believed: f64 = before.iter().sum();
                 expected[0] += share_of_nothing * believed;
-                expected[1 + GAINS.len() + harm] += share_of_harm * believed;
+                expected[HARMS_AT.start + harm] += share_of_harm * believed;
             }
+        }
+        for (expected, believed) in expected[GAINS_AT].iter_mut().zip(believed_by_gain) {
+            *expected += helps * believed;
         }
     }
     expected
@@ -152,6 +168,9 @@ struct Kind {
 
 /// Kinds of change that worlds are made of.
 const KINDS: usize = 1 + GAINS.len() + HARMS.len();
+/// Where gains and harms are among them.
+const GAINS_AT: Range<usize> = 1..1 + GAINS.len();
+const HARMS_AT: Range<usize> = GAINS_AT.end..KINDS;
 
 impl Kind {
     /// Nothing, then all sizes of gain, then all of harm.
@@ -165,7 +184,7 @@ impl Kind {
 
     /// Whether the kind at this place in [`Kind::all`] is a gain.
     fn is_gain(at: usize) -> bool {
-        (1..=GAINS.len()).contains(&at)
+        GAINS_AT.contains(&at)
     }
 
     fn nothing(y: f64, variance: f64) -> Self {
@@ -177,8 +196,9 @@ impl Kind {
     fn helps(y: f64, variance: f64, gain: f64) -> Self {
         let rate = 1.0 / gain;
         let (sd, centre) = (variance.sqrt(), -y - rate * variance);
-        let log_density = rate.ln() + rate * (y + rate * variance / 2.0) + log_cdf(centre / sd);
-        let (mean, square) = cut_off_moments(centre, sd);
+        let log_kept = log_cdf(centre / sd);
+        let log_density = rate * (y + rate * variance / 2.0) - gain.ln() + log_kept;
+        let (mean, square) = cut_off_moments(centre, sd, log_kept);
         Self { log_density, mean: -mean, square }
     }
 
@@ -203,17 +223,17 @@ impl Kind {
     fn half_normal(y: f64, variance: f64, scale: f64) -> Self {
         let total = variance + scale * scale;
         let (sd, centre) = (scale * (variance / total).sqrt(), y * scale * scale / total);
-        let log_density = LN_2 + log_normal(y, total) + log_cdf(centre / sd);
-        let (mean, square) = cut_off_moments(centre, sd);
+        let log_kept = log_cdf(centre / sd);
+        let log_density = LN_2 + log_normal(y, total) + log_kept;
+        let (mean, square) = cut_off_moments(centre, sd, log_kept);
         Self { log_density, mean, square }
     }
 }
 
 /// First and second moment of a normal distribution that is cut off below zero (Johnson, Kotz &
-/// Balakrishnan 1994, section 13.10.1).
-fn cut_off_moments(centre: f64, sd: f64) -> (f64, f64) {
-    let at = centre / sd;
-    let ratio = (log_normal(at, 1.0) - log_cdf(at)).exp();
+/// Balakrishnan 1994, section 13.10.1), of which a part with this logarithm is left.
+fn cut_off_moments(centre: f64, sd: f64, log_kept: f64) -> (f64, f64) {
+    let ratio = (log_normal(centre / sd, 1.0) - log_kept).exp();
     let mean = (centre + sd * ratio).max(0.0);
     (mean, (sd * sd + centre * mean).max(0.0))
 }

@@ -97,7 +97,7 @@ impl Claim {
 }
 
 /// Decides, and remembers what it saw.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judge {
     rule: JudgeRule,
     /// `None` before the baseline is measured.

@@ -1,9 +1,10 @@
 //! A joint normal distribution of a few unknowns.
 
 use super::effects::log_normal;
+use serde::{Deserialize, Serialize};
 
 /// Means and covariances.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Normal {
     mean: Vec<f64>,
     /// Row by row.

@@ -2,7 +2,7 @@
 
 use super::{Attempt, Halt, Laboratory, Source};
 use crate::{
-    Error, Event, Metric, Outcome, Result, StopHandle, git,
+    Conditions, Error, Event, Metric, Outcome, Result, StopHandle, Trial, git,
     process::{Exit, Process},
     proposer::text,
 };
@@ -22,6 +22,10 @@ use std::{
 /// METRIC accuracy=0.93
 /// val_bpb:          0.997900
 /// ```
+///
+/// One that takes two seconds or more is watched: where other programs had the processors meanwhile, it is measured
+/// again, as a trainer would be. If its number has nothing to do with time,
+/// [`shared_machine`](crate::StudyBuilder::shared_machine) takes it as it is.
 ///
 /// Here the command keeps its own clock and its own score, and so does whoever edits it: nothing
 /// checks either. Where that matters, write a trainer.
@@ -97,6 +101,10 @@ impl CommandObjective {
 /// All that the trials of one command have in common.
 pub(crate) struct CommandLaboratory {
     pub objective: CommandObjective,
+    /// Whether measurements count however busy the machine is.
+    pub is_shared: bool,
+    /// What the baseline had of the machine.
+    pub baseline: Option<Conditions>,
     pub stop: StopHandle,
 }
 
@@ -129,9 +137,17 @@ impl Laboratory for CommandLaboratory {
         };
         tell(Event::Running { trial: attempt.number });
         let begun = Instant::now();
-        let exit = process.run()?;
+        let (exit, conditions) = process.run_watched()?;
         let elapsed = begun.elapsed();
         let ended = |outcome, reason| Err(Halt::Ended { outcome, reason });
+        attempt.measurement.conditions = conditions;
+        let matters = !self.is_shared && !attempt.takes_any_conditions;
+        let conditions = conditions.filter(|_| matters);
+        if let (Some(conditions), Exit::Success | Exit::TimedOut) = (conditions, exit)
+            && let Some(reason) = conditions.disturbance(self.baseline.as_ref())
+        {
+            return ended(Outcome::Disturbed, reason);
+        }
         match exit {
             Exit::Success => {}
             Exit::Interrupted => return Err(Halt::Interrupted),
@@ -171,6 +187,13 @@ impl Laboratory for CommandLaboratory {
         measured.total_tokens = count("total_tokens_M").map(|millions| (millions * 1e6) as u64);
         measured.num_params = count("num_params_M").map(|millions| (millions * 1e6) as u64);
         Ok(())
+    }
+
+    fn remember(&mut self, trial: &Trial) {
+        let is_baseline = trial.trial == 0 || trial.repeats == Some(0);
+        if is_baseline && trial.outcome.is_measured() {
+            self.baseline = self.baseline.or(trial.measurement.conditions);
+        }
     }
 }
 
