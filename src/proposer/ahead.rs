@@ -1,7 +1,7 @@
 //! Proposers at work while a trial trains, and what they came up with until its turn has come.
 
 use super::{Dossier, Roster, Turn};
-use crate::{Event, Result, StopHandle, Trial, builder::tell, laboratory::Builder};
+use crate::{Event, Result, StopHandle, Trial, laboratory::Builder, study::tell};
 use crossbeam_channel::Sender;
 use std::{panic::resume_unwind, thread::JoinHandle};
 

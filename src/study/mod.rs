@@ -1,23 +1,33 @@
 //! The loop itself: propose, measure, judge, record.
 
+mod builder;
+mod certify;
+mod doubt;
+mod prefetch;
+mod recall;
+mod repair;
+mod rerun;
+
+pub(crate) use builder::tell;
+pub use builder::{StudyBuilder, cache_dir};
+pub use certify::{Ablation, Certificate};
+pub use rerun::Rerun;
+
 use crate::{
-    Error, Event, Measurement, Outcome, Repetition, Result, Status, StopHandle, StudyBuilder,
-    Trial,
-    builder::tell,
+    Error, Event, Measurement, Outcome, Repetition, Result, Status, StopHandle, Trial,
     config::Config,
     foreign,
     hash::{number_of_parts, sha256},
     judge::{Candidate, Claim, Decision, Evidence, Judge},
     laboratory::{Attempt, CHECKPOINT, Halt, Laboratory, Source, library_name},
     ledger::Ledger,
-    mending::Ending,
     proposer::{Ahead, Proposal, Running, Turn, Usage},
     race::{self, Race},
-    recall,
     source::{self, LARGEST_SOURCE, identity, length},
     workspace::{Workspace, message},
 };
 use crossbeam_channel::Sender;
+use repair::Ending;
 use std::{
     cell::RefCell,
     collections::HashMap,

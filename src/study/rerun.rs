@@ -3,7 +3,7 @@
 use crate::{
     Error, Event, Measurement, Outcome, Result, Study, foreign,
     laboratory::{Attempt, Halt, Source},
-    mending::MOST_DISTURBED,
+    study::repair::MOST_DISTURBED,
 };
 use std::fs;
 
@@ -50,7 +50,7 @@ impl Study {
             let source = Source { text, folder: self.workspace.folder() };
             let observers = &self.observers;
             let measured = self.laboratory.measure(&mut attempt, &source, &|event| {
-                crate::builder::tell(observers, &event);
+                super::tell(observers, &event);
             });
             match measured {
                 Err(Halt::Ended { outcome: Outcome::Disturbed, reason }) => {

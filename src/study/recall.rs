@@ -20,10 +20,10 @@ pub(crate) const EVERY: usize = 250;
 
 /// The judge's own text: what another version believed is of no use.
 const JUDGE: [&str; 4] = [
-    include_str!("judge/mod.rs"),
-    include_str!("judge/belief.rs"),
-    include_str!("judge/effects.rs"),
-    include_str!("judge/normal.rs"),
+    include_str!("../judge/mod.rs"),
+    include_str!("../judge/belief.rs"),
+    include_str!("../judge/effects.rs"),
+    include_str!("../judge/normal.rs"),
 ];
 
 #[derive(Serialize, Deserialize)]

@@ -122,7 +122,7 @@ impl Study {
         let observers = &self.observers;
         let at = Source { text: source, folder: self.workspace.folder() };
         let measured = self.laboratory.measure(&mut attempt, &at, &|event| {
-            crate::builder::tell(observers, &event);
+            super::tell(observers, &event);
         });
         let mut loss = None;
         match (measured, attempt.measurement.cost()) {

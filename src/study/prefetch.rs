@@ -2,10 +2,10 @@
 
 use crate::{
     Result, Study,
-    builder::tell,
     proposer::{Dossier, Running, Thought, Turn},
     source::identity,
     study::derived_seed,
+    study::tell,
 };
 
 impl Study {

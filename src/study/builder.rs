@@ -1,7 +1,8 @@
 //! How a study is described and opened.
 
+use super::Study;
 use crate::{
-    Budget, Error, Event, Result, Study,
+    Budget, Error, Event, Result,
     card::{Card, compiles_for_cards},
     cargo::{BUILD_LIMIT, Cargo},
     config::{CommandConfig, Config, Objective, TrainerConfig},
@@ -75,7 +76,7 @@ impl StudyBuilder {
             vocab_size: 2048,
             trainer: None,
             allow_unsafe: false,
-            program: include_str!("../program.md").to_owned(),
+            program: include_str!("../../program.md").to_owned(),
             proposers: Vec::new(),
             allowance: None,
             first_pause: Duration::from_mins(1),

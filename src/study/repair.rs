@@ -2,13 +2,13 @@
 
 use crate::{
     Error, Event, Measurement, Outcome, Result, Study,
-    builder::tell,
     conditions::others_during,
-    doubting::Doubt,
     laboratory::{Attempt, Halt},
     proposer::Fault,
     source::identity,
     study::Origin,
+    study::doubt::Doubt,
+    study::tell,
 };
 use std::{
     fs,
