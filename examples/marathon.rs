@@ -12,7 +12,7 @@
 
 use clap::Parser;
 use overnight::{
-    CommandObjective, Event, Study,
+    CommandObjective, Study,
     proposer::{Proposer, Replay, Tuner},
     report,
 };
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Box::new(Replay::open(&replayed)?)
     };
 
-    let (observer, events) = crossbeam_channel::unbounded::<Event>();
+    let (observer, events) = overnight::events();
     let listener = std::thread::spawn(move || events.iter().count());
     let describe = || {
         let objective = CommandObjective::new(&project, "point.rs", ["awk", COMMAND, "point.rs"])

@@ -19,23 +19,19 @@ fn main() -> Result<(), Error> {
         .maximize("gflops")
         .limit(Duration::from_secs(60));
 
-    let (observer, events) = crossbeam_channel::unbounded();
-    let listener = std::thread::spawn(move || {
-        for event in events {
-            if let Event::Finished(trial) = event {
-                let score = trial.score().map_or("-".to_owned(), |score| format!("{score:.2}"));
-                let (status, what) = (trial.status, trial.description);
-                let _ = writeln!(stdout(), "{score:>8} GFLOP/s  {status:?}  {what}");
-            }
+    let observer = |event: &Event| {
+        if let Event::Finished(trial) = event {
+            let score = trial.score().map_or("-".to_owned(), |score| format!("{score:.2}"));
+            let (status, what) = (trial.status, &trial.description);
+            let _ = writeln!(stdout(), "{score:>8} GFLOP/s  {status:?}  {what}");
         }
-    });
+    };
     // The built-in tuner turns the constants of any Rust file that says what may be tried.
     let mut study = Study::builder("runs/matmul").objective(objective).observer(observer).open()?;
     study.optimize(Some(20))?;
     let trials = study.trials().to_vec();
     report::write_chart(study.dir(), &trials)?;
-    drop(study); // and with it the sender that the listener waits for
-    listener.join().expect("the listener only prints");
+    drop(study); // when all that it told is printed
     let _ = write!(stdout(), "{}", report::summary(&trials));
     Ok(())
 }

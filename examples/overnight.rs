@@ -8,8 +8,8 @@ mod view;
 
 use clap::Parser;
 use overnight::{
-    Ablation, Budget, Certificate, CommandObjective, Error, JudgeRule, Ledger, Sandbox, StopHandle,
-    Study,
+    Ablation, Budget, Certificate, CommandObjective, Error, Event, JudgeRule, Ledger, Sandbox,
+    StopHandle, Study, Until,
     data::DataSpec,
     proposer::{Agent, Allowance, Chat, ChatOptions, Price, Proposer, ProposerSpec},
     report,
@@ -18,7 +18,6 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
-    thread,
     time::Duration,
 };
 use view::{Planned, View};
@@ -35,6 +34,15 @@ struct Options {
     /// Stop after this many trials beyond the baseline [default: never]
     #[arg(long, value_name = "N")]
     trials: Option<usize>,
+    /// Begin no other trial after this time, such as 8h
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    hours: Option<Duration>,
+    /// Stop when the best trial has this score
+    #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
+    target: Option<f64>,
+    /// Stop when this many trials in a row were not kept
+    #[arg(long, value_name = "N")]
+    patience: Option<usize>,
     /// What each trial may spend on training: 5m, 90s or 200steps; with --objective, the time after
     /// which a command is killed is twice that, as in autoresearch
     #[arg(long, default_value_t)]
@@ -171,41 +179,36 @@ fn run(options: &Options) -> Result<(), Error> {
     }
     let stop = StopHandle::on_interrupt()?;
     let (reader, stopped) = (stop.clone(), stop.clone());
-    let (observer, events) = crossbeam_channel::unbounded();
     let planned = Planned { trials: options.trials, controls: options.controls };
     let mut view = View::new(options.json, options.budget, planned);
-    let viewer = thread::spawn(move || {
-        for event in events {
-            // With nobody left who reads, as behind `| head -1`, the night is over.
-            if view.show(&event).is_err() {
-                reader.stop();
-            }
+    let observer = move |event: &Event| {
+        // With nobody left who reads, as behind `| head -1`, the night is over.
+        if view.show(event).is_err() {
+            reader.stop();
         }
-    });
+    };
     let study = study(options, stop, observer);
     if let Some(trial) = options.rerun {
-        let again = study.and_then(|mut study| rerun(&mut study, trial));
-        let _ = viewer.join();
-        return again.map(|said| say(&said));
+        return study.and_then(|mut study| rerun(&mut study, trial)).map(|said| say(&said));
     }
     let result = study.and_then(|mut study| {
-        let result = study.optimize(options.trials);
-        let certificate = result.and_then(|()| match options.certify {
-            0 => Ok(None),
-            pairs => study.certify(pairs),
+        let ended = study.optimize(until(options));
+        let certificate = ended.and_then(|ended| match options.certify {
+            0 => Ok((ended, None)),
+            pairs => Ok((ended, study.certify(pairs)?)),
         });
         // What is recorded is worth a report, whatever ended the night.
         let trials = study.trials().to_vec();
         let chart = report::write_chart(study.dir(), &trials);
-        let certificate = certificate?;
+        let (ended, certificate) = certificate?;
         chart?;
-        Ok((study.dir().to_owned(), trials, certificate))
+        Ok((study.dir().to_owned(), trials, ended, certificate))
     });
-    // The study is gone, and with it the last sender of events.
-    let _ = viewer.join();
-    let (dir, trials, certificate) = result?;
+    // The study is gone, and everything that it told has been shown.
+    let (dir, trials, ended, certificate) = result?;
     if !options.json {
         say(&report::summary(&trials));
+        say(&format!("ended:            {ended}\n"));
         if let Some(Certificate { gain, pairs, ablations, .. }) = certificate {
             for Ablation { of, loss, dropped, .. } in ablations {
                 let loss = loss.map_or("nothing that works".to_owned(), |loss| loss.to_string());
@@ -225,6 +228,21 @@ fn run(options: &Options) -> Result<(), Error> {
         say(&format!("chart:            {}\n", dir.join("progress.svg").display()));
     }
     Ok(())
+}
+
+/// What ends the night.
+fn until(options: &Options) -> Until {
+    let mut until = Until::from(options.trials);
+    if let Some(time) = options.hours {
+        until = until.elapsed(time);
+    }
+    if let Some(score) = options.target {
+        until = until.score(score);
+    }
+    if let Some(trials) = options.patience {
+        until = until.without_improvement(trials);
+    }
+    until
 }
 
 /// Prints, to whoever still reads.
@@ -252,7 +270,7 @@ fn rerun(study: &mut Study, trial: usize) -> Result<String, Error> {
 fn study(
     options: &Options,
     stop: StopHandle,
-    observer: crossbeam_channel::Sender<overnight::Event>,
+    observer: impl FnMut(&Event) + Send + 'static,
 ) -> Result<Study, Error> {
     let dir = options.dir.clone().unwrap_or_else(todays_dir);
     let mut builder = Study::builder(dir)

@@ -17,7 +17,6 @@ mod peak;
 mod shape;
 
 use clap::Parser;
-use crossbeam_channel::Receiver;
 use overnight::{
     Budget, Event, Study, TrainerCrate,
     proposer::{Brief, Proposal},
@@ -25,6 +24,7 @@ use overnight::{
 use peak::Peak;
 use serde::Serialize;
 use shape::Shape;
+use std::sync::mpsc::Receiver;
 use std::{collections::VecDeque, error::Error, time::Duration};
 
 /// Measures how fast the template trains, by shape.
@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
 
     let folder = tempfile::tempdir()?;
-    let (observer, events) = crossbeam_channel::unbounded();
+    let (observer, events) = overnight::events();
     let mut study = Study::builder(folder.path().join("study"))
         .budget(Budget::WallClock(Duration::from_secs(options.seconds)))
         .vocab_size(VOCABULARY)

@@ -75,6 +75,16 @@ pub enum Error {
     #[error("there is no trial {trial}: the ledger has {trials}, from 0 on")]
     NoTrial { trial: usize, trials: usize },
 
+    /// A trial was told to have been measured, and has no score, or one that is no number.
+    #[error("trial {trial} was measured without a finite score")]
+    NoScore { trial: usize },
+
+    /// Somebody asks for proposals before there is anything to compare them with.
+    #[error(
+        "the baseline is not measured yet: tell what it came to before you ask for another trial"
+    )]
+    BaselineIsOpen,
+
     /// There is nothing to improve on.
     #[error("the unchanged trainer came to nothing: {reason}; see {}", folder.display())]
     Baseline { reason: String, folder: PathBuf },

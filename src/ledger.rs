@@ -3,6 +3,7 @@
 use crate::{Error, Result, Trial, report};
 use serde_json::error::Category;
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     path::{Path, PathBuf},
@@ -72,7 +73,15 @@ impl Ledger {
         &self.trials
     }
 
-    /// The same, as proposers are told of them now, for whoever reads them while more are appended.
+    /// The trial of this number. Trials stand in the order in which they came to their end.
+    pub fn trial(&self, number: usize) -> Option<&Trial> {
+        let is_it = |trial: &&Trial| trial.trial == number;
+        // Nearly always they are in their numbers' order, too.
+        let expected = self.trials.get(number).filter(is_it);
+        expected.or_else(|| self.trials.iter().find(is_it))
+    }
+
+    /// Every finished trial, as proposers are told of them now, for whoever reads them while more are appended.
     pub(crate) fn told(&self) -> Arc<Vec<Trial>> {
         Arc::clone(&self.told)
     }
@@ -123,12 +132,14 @@ impl Ledger {
 /// The trials, and the length of the lines that hold them.
 fn read_lines(bytes: &[u8], path: &Path) -> Result<(Vec<Trial>, u64)> {
     let mut trials = Vec::new();
+    let mut known = HashSet::new();
     let mut length = 0;
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         let is_last = length + line.len() == bytes.len();
         match serde_json::from_slice::<Trial>(line) {
             // Of the last line nothing but its end may be missing: then all of it is there.
-            Ok(trial) if trial.trial == trials.len() => {
+            // Several may be open at once, and end in another order than they began.
+            Ok(trial) if known.insert(trial.trial) => {
                 trials.push(trial);
                 length += line.len();
             }
@@ -138,8 +149,7 @@ fn read_lines(bytes: &[u8], path: &Path) -> Result<(Vec<Trial>, u64)> {
             // some file systems leave of it.
             Err(error) if is_last && error.classify() != Category::Data => break,
             Ok(trial) => {
-                let problem =
-                    format!("trial {} stands where trial {} belongs", trial.trial, trials.len());
+                let problem = format!("trial {} is there already", trial.trial);
                 return Err(Error::Ledger {
                     path: path.to_owned(),
                     line: trials.len() + 1,

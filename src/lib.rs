@@ -27,6 +27,7 @@ mod lifeline;
 mod log;
 mod macros;
 pub mod mcp;
+mod observers;
 pub mod plugin;
 mod process;
 mod project;
@@ -54,8 +55,11 @@ pub use event::Event;
 pub use judge::{Claim, Evidence, JudgeRule};
 pub use laboratory::CommandObjective;
 pub use ledger::Ledger;
+pub use observers::events;
 pub use runner::Sandbox;
 pub use stop::StopHandle;
-pub use study::{Ablation, Certificate, Rerun, Study, StudyBuilder, cache_dir};
+pub use study::{
+    Ablation, Asked, Certificate, Ended, Measured, Rerun, Study, StudyBuilder, Until, cache_dir,
+};
 pub use trainer_crate::TrainerCrate;
 pub use trial::{Measurement, Metric, Outcome, Repetition, Status, Trial};

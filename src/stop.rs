@@ -7,18 +7,23 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-/// Stops the study that it was given to, from any thread or signal handler.
+/// Stops the study that it was given to, or has it pause, from any thread or signal handler.
 ///
-/// A trial that is still being built or trained is abandoned and will be proposed anew when the
-/// study is reopened; one that has been measured is brought to its end first.
+/// A trial that is still being built or trained is put off, and taken up again when the study goes on; one that has
+/// been measured is brought to its end first.
 #[derive(Debug, Clone, Default)]
 pub struct StopHandle {
     pulled: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     /// Pulls this one, too.
     above: Option<Box<Self>>,
 }
+
+/// How often a paused study looks whether it may go on.
+const TICK: Duration = Duration::from_millis(50);
 
 impl StopHandle {
     /// A handle that has not been pulled.
@@ -57,7 +62,30 @@ impl StopHandle {
         self.pulled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was asked to.
+    /// Lets the trial that is under way come to its end, and has the study begin no other until it may
+    /// [go on](Self::resume).
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the study is to begin no other trial for now.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+            || self.above.as_ref().is_some_and(|above| above.is_paused())
+    }
+
+    pub(crate) fn wait_while_paused(&self) {
+        while self.is_paused() && !self.is_stopped() {
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Whether it was asked to stop.
     pub fn is_stopped(&self) -> bool {
         self.pulled.load(Ordering::Relaxed)
             || self.above.as_ref().is_some_and(|above| above.is_stopped())
@@ -65,7 +93,7 @@ impl StopHandle {
 
     /// For a part of the study that ends with it, or alone.
     pub(crate) fn of_a_part(&self) -> Self {
-        Self { pulled: Arc::default(), above: Some(Box::new(self.clone())) }
+        Self { pulled: Arc::default(), paused: Arc::default(), above: Some(Box::new(self.clone())) }
     }
 }
 

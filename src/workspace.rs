@@ -13,11 +13,49 @@ use std::{
 /// A git work tree with the project, on branch `overnight/<tag>`.
 ///
 /// Between trials it holds the incumbent, and nothing uncommitted.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Workspace {
     folder: PathBuf,
     branch: String,
     edited: String,
+}
+
+/// A source in the work tree. When it is dropped, what lay there before lies there again, and whatever else a trial
+/// changed is undone.
+#[must_use]
+pub(crate) struct Placed {
+    workspace: Option<Workspace>,
+    before: String,
+}
+
+impl Placed {
+    pub(crate) fn put_back(mut self) -> Result<()> {
+        self.undo()
+    }
+
+    /// It was committed.
+    pub(crate) fn stays(mut self) {
+        self.workspace = None;
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        let Some(workspace) = self.workspace.take() else { return Ok(()) };
+        // Before the baseline is committed there is nothing to go back to, and git would remove everything.
+        if workspace.has_commits() {
+            workspace.reset()?;
+        }
+        match workspace.read() {
+            Ok(source) if source == self.before => Ok(()),
+            _ => workspace.write(&self.before),
+        }
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        // Whoever wants to hear of a failure puts it back by hand.
+        let _ = self.undo();
+    }
 }
 
 impl Workspace {
@@ -68,6 +106,13 @@ impl Workspace {
     pub(crate) fn write(&self, source: &str) -> Result<()> {
         let path = self.folder.join(&self.edited);
         fs::write(&path, source).map_err(Error::io("write", path))
+    }
+
+    /// Puts a trial's source in place for as long as the answer lives.
+    pub(crate) fn place(&self, source: &str) -> Result<Placed> {
+        let before = self.read()?;
+        self.write(source)?;
+        Ok(Placed { workspace: Some(self.clone()), before })
     }
 
     /// What the source in place changes, as a unified diff.

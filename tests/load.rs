@@ -92,7 +92,7 @@ fn a_robbed_trial_is_measured_again() {
         return;
     }
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let (observer, events) = crossbeam_channel::unbounded();
+    let (observer, events) = overnight::events();
     // Begins to be busy in the middle of trial 1, and is until that is noticed.
     let machine = std::thread::spawn(move || {
         let (mut load, mut loads, mut reasons) = (None, 0, Vec::new());
@@ -159,7 +159,7 @@ fn a_stopped_trainer_is_measured_again() {
         return;
     }
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let (observer, events) = crossbeam_channel::unbounded();
+    let (observer, events) = overnight::events();
     let stopper = std::thread::spawn(move || {
         let (mut stops, mut reasons) = (0, Vec::new());
         for event in events {
@@ -199,7 +199,7 @@ fn a_robbed_command_is_measured_again() {
                   done; echo METRIC turns=$n'\n";
     std::fs::write(job.path().join("job.sh"), script).unwrap();
     std::fs::write(job.path().join("idea.txt"), "1\n").unwrap();
-    let (observer, events) = crossbeam_channel::unbounded();
+    let (observer, events) = overnight::events();
     let machine = std::thread::spawn(move || {
         let (mut load, mut loads, mut reasons) = (None, 0, Vec::new());
         for event in events {

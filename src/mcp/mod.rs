@@ -42,8 +42,11 @@ pub fn serve(
     output: impl Write,
 ) -> Result<()> {
     converse(input, output, &builder.stop(), move |submissions, observer, stop| {
-        let builder = builder.proposer(submissions).observer(observer).stop_handle(stop);
-        builder.open()?.optimize(None)
+        let builder = builder
+            .proposer(submissions)
+            .observer(move |event| drop(observer.send(event.clone())))
+            .stop_handle(stop);
+        builder.open()?.optimize(None).map(drop)
     })
 }
 

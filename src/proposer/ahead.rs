@@ -1,8 +1,7 @@
 //! Proposers at work while a trial trains, and what they came up with until its turn has come.
 
 use super::{Dossier, Roster, Turn};
-use crate::{Event, Result, StopHandle, Trial, laboratory::Builder, study::tell};
-use crossbeam_channel::Sender;
+use crate::{Result, StopHandle, Trial, laboratory::Builder, observers::Observers};
 use std::{panic::resume_unwind, thread::JoinHandle};
 
 /// A roster that can be at work on a thread of its own.
@@ -62,12 +61,12 @@ impl Ahead {
         &mut self,
         dossier: Dossier,
         builder: Option<Builder>,
-        observers: Vec<Sender<Event>>,
+        observers: Observers,
     ) {
         let mut roster = std::mem::take(&mut self.roster);
         let (trial, stop) = (dossier.trial, dossier.stop.clone());
         let thread = std::thread::spawn(move || {
-            let tell = |event| tell(&observers, &event);
+            let tell = |event| observers.tell(event);
             let brief = dossier.brief();
             let mut turn = roster.propose(&brief, &tell);
             if let (Ok(Some(turn)), Some(build)) = (&mut turn, builder) {

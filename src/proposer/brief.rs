@@ -83,12 +83,20 @@ pub(crate) struct Dossier {
 }
 
 impl Dossier {
+    /// Trials stand in the order in which they came to their end, nearly always that of their numbers.
+    fn incumbent(&self) -> &Trial {
+        let is_it = |trial: &&Trial| trial.trial == self.incumbent;
+        let expected = self.history.get(self.incumbent).filter(is_it);
+        let found = expected.or_else(|| self.history.iter().find(is_it));
+        found.unwrap_or(&self.history[0])
+    }
+
     pub(crate) fn brief(&self) -> Brief<'_> {
         Brief {
             trial: self.trial,
             proposer: "",
             seed: self.seed,
-            incumbent: &self.history[self.incumbent],
+            incumbent: self.incumbent(),
             source: &self.source,
             edited: &self.edited,
             program: &self.program,

@@ -76,7 +76,8 @@ const LONGEST_REMARK: usize = 1000;
 /// The turn of one member.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    member: usize,
+    /// `None`: it was brought along from outside.
+    member: Option<usize>,
     pub name: String,
     pub proposal: Proposal,
     /// What the study did with it, for the human.
@@ -87,6 +88,21 @@ pub(crate) struct Turn {
     pub usage: Usage,
     /// How long its proposer was at it.
     pub took: Duration,
+}
+
+impl Turn {
+    /// A proposal that no proposer of the study stands behind.
+    pub(crate) fn of_nobody(name: &str, proposal: Proposal) -> Self {
+        Self {
+            member: None,
+            name: name.to_owned(),
+            proposal: readable(proposal),
+            remarks: Vec::new(),
+            built: None,
+            usage: Usage::default(),
+            took: Duration::ZERO,
+        }
+    }
 }
 
 impl Roster {
@@ -139,6 +155,12 @@ impl Roster {
             return Err(Error::Proposer { proposer, source });
         }
         Ok(complaints.iter().map(|(name, error)| format!("{name}: {error}")).collect())
+    }
+
+    /// Gives a turn of an earlier run back to its author, if that is still one of the members.
+    pub(crate) fn recognise(&self, turn: Turn) -> Turn {
+        let member = self.members.iter().position(|member| member.name == turn.name);
+        Turn { member, ..turn }
     }
 
     /// Whether somebody would rather be asked ahead.
@@ -205,16 +227,18 @@ impl Roster {
         let (author, before) = (outdated.member, outdated.took);
         // The allowance ends turns, and this one is not over: so what it cost has a trial to stand by.
         self.take_back(outdated);
-        match self.ask(author, brief, tell) {
-            Ok(turn) => Ok(Some(Turn { took: before + turn.took, ..turn })),
-            Err(ProposeError::Interrupted) => Ok(None),
-            Err(_) => self.propose(brief, tell),
+        match author.map(|author| self.ask(author, brief, tell)) {
+            Some(Ok(turn)) => Ok(Some(Turn { took: before + turn.took, ..turn })),
+            Some(Err(ProposeError::Interrupted)) => Ok(None),
+            Some(Err(_)) | None => self.propose(brief, tell),
         }
     }
 
     /// Ends a turn without a trial.
     pub(crate) fn take_back(&mut self, turn: Turn) {
-        self.members[turn.member].unclaimed += turn.usage;
+        if let Some(author) = turn.member {
+            self.members[author].unclaimed += turn.usage;
+        }
     }
 
     fn ask(
@@ -238,7 +262,7 @@ impl Roster {
             Err(error) => member.fail(&error.to_string(), self.first_pause, tell),
         }
         Ok(Turn {
-            member: chosen,
+            member: Some(chosen),
             name: member.name.clone(),
             proposal: readable(proposed?),
             remarks: Vec::new(),
@@ -256,7 +280,8 @@ impl Roster {
         fault: &Fault,
         tell: &dyn Fn(Event),
     ) -> bool {
-        let member = &mut self.members[turn.member];
+        let Some(author) = turn.member else { return false };
+        let member = &mut self.members[author];
         let begun = Instant::now();
         let proposal = &turn.proposal;
         let repaired =
@@ -728,7 +753,7 @@ mod tests {
                 _ => None,
             }));
             roster.observe(&trial(number, Status::Discard, Some(1.0), "an idea"), "", None);
-            turn.member = 0;
+            turn.member = Some(0);
             let folder = tempfile::tempdir().unwrap();
             let (history, stop) = ([trial(0, Status::Keep, Some(1.0), "")], StopHandle::new());
             let brief = brief(&history, folder.path(), &stop);

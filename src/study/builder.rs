@@ -1,6 +1,6 @@
 //! How a study is described and opened.
 
-use super::Study;
+use super::{Study, ask};
 use crate::{
     Budget, Error, Event, Result,
     card::{Card, compiles_for_cards},
@@ -12,6 +12,7 @@ use crate::{
     judge::{Judge, JudgeRule},
     laboratory::{CommandLaboratory, CommandObjective, Laboratory, TrainerLaboratory},
     ledger::Ledger,
+    observers::Observers,
     project::Project,
     proposer::{Ahead, Allowance, Proposer, Roster, Tuner},
     runner::{Limits, Runner, Sandbox},
@@ -20,7 +21,6 @@ use crate::{
     worker::{self, protocol::Setup},
     workspace,
 };
-use crossbeam_channel::Sender;
 use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
@@ -62,7 +62,7 @@ pub struct StudyBuilder {
     limits: Limits,
     cache_dir: Option<PathBuf>,
     worker_program: Option<PathBuf>,
-    observers: Vec<Sender<Event>>,
+    observers: Observers,
     stop: StopHandle,
 }
 
@@ -98,7 +98,7 @@ impl StudyBuilder {
             limits: Limits::default(),
             cache_dir: None,
             worker_program: None,
-            observers: Vec::new(),
+            observers: Observers::default(),
             stop: StopHandle::new(),
         }
     }
@@ -305,9 +305,13 @@ impl StudyBuilder {
         self
     }
 
-    /// Sends every [`Event`] here. May be called again for another observer.
-    pub fn observer(mut self, observer: Sender<Event>) -> Self {
-        self.observers.push(observer);
+    /// Lets a closure hear of every [`Event`], on a thread of its own. May be called again for another one.
+    /// [`events`](crate::events) makes one that puts them into a channel.
+    ///
+    /// One that is slow does not hold the study up, and one that panics hears no more. What was told before the study is
+    /// dropped is heard before that returns, unless it takes longer than ten seconds.
+    pub fn observer(mut self, observer: impl FnMut(&Event) + Send + 'static) -> Self {
+        self.observers = self.observers.with(observer);
         self
     }
 
@@ -371,14 +375,14 @@ impl StudyBuilder {
         let roster = Roster::new(self.proposers, self.allowance, self.first_pause);
         if is_given {
             for remark in roster.check(&subject.project.edited, &subject.project.source)? {
-                tell(&self.observers, &Event::Noted { remark });
+                self.observers.tell(Event::Noted { remark });
             }
         }
         config.freeze(&dir)?;
         let ledger = Ledger::open(&dir)?;
         let (workspace, remarks) = workspace::resume(&dir, &subject.project, &ledger)?;
         for remark in remarks {
-            tell(&self.observers, &Event::Noted { remark });
+            self.observers.tell(Event::Noted { remark });
         }
         let opened = Event::Opened {
             dir: dir.clone(),
@@ -386,9 +390,8 @@ impl StudyBuilder {
             data: subject.description,
             finished: ledger.trials().len(),
         };
-        tell(&self.observers, &opened);
+        self.observers.tell(opened);
         let mut study = Study {
-            dir,
             _lock: lock,
             config,
             program: self.program,
@@ -398,7 +401,6 @@ impl StudyBuilder {
             goes_on: false,
             baseline: subject.project.source,
             laboratory: subject.laboratory,
-            ledger,
             workspace,
             observers: self.observers,
             stop: self.stop,
@@ -406,8 +408,13 @@ impl StudyBuilder {
             patience: self.patience.or(self.budget.duration()).unwrap_or_default(),
             controls: self.controls,
             control_every: self.control_every,
+            queue: Default::default(),
+            begun: ask::begun(&dir, |number| ledger.trial(number).is_some()),
+            open: Default::default(),
             tried: Default::default(),
             judge: Judge::new(self.judge),
+            ledger,
+            dir,
         };
         study.remember()?;
         Ok(study)
@@ -438,7 +445,7 @@ impl StudyBuilder {
         let dataset = Dataset::prepare(&self.data, &options, |preparing| {
             let stage = preparing.stage.to_string();
             let (done, total) = (preparing.done, preparing.total);
-            tell(observers, &Event::Preparing { stage, done, total });
+            observers.tell(Event::Preparing { stage, done, total });
         })?;
         let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
         let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
@@ -446,7 +453,7 @@ impl StudyBuilder {
         if let Some(damaged) = cargo.heal()? {
             let damaged = damaged.file_name().unwrap_or_default().to_string_lossy();
             let remark = format!("{damaged} is not what the compiler left: all is compiled anew");
-            tell(&self.observers, &Event::Noted { remark });
+            self.observers.tell(Event::Noted { remark });
         }
         let mut cargo = cargo.limited_to(self.build_limit);
         let program = match &self.worker_program {
@@ -474,7 +481,7 @@ impl StudyBuilder {
             }
         }
         if !missing.is_empty() {
-            tell(&self.observers, &Event::Unconfined { missing });
+            self.observers.tell(Event::Unconfined { missing });
         }
         let config = TrainerConfig {
             budget: self.budget,
@@ -539,13 +546,6 @@ impl StudyBuilder {
                 stop: self.stop.clone(),
             }),
         })
-    }
-}
-
-/// An observer that went away does not end the night.
-pub(crate) fn tell(observers: &[Sender<Event>], event: &Event) {
-    for observer in observers {
-        let _ = observer.send(event.clone());
     }
 }
 

@@ -1,14 +1,14 @@
 //! What a night gained, measured anew and without the luck that its trials were kept by.
 
+use super::{Study, measure::optional, tell::Entry};
 use crate::{
-    Error, Event, Outcome, Result, Status, Study,
+    Event, Outcome, Result, Status,
     comparison::Estimate,
     hash::number_of_parts,
-    laboratory::{Attempt, Halt, Source},
+    laboratory::{Attempt, Halt},
     proposer::Proposal,
-    study::Entry,
 };
-use std::{collections::HashMap, fs};
+use std::collections::HashMap;
 
 /// The night's gain under fresh seeds.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +56,10 @@ impl Study {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn certify(&mut self, pairs: usize) -> Result<Option<Certificate>> {
+        optional(self.certified(pairs)).map(Option::flatten)
+    }
+
+    fn certified(&mut self, pairs: usize) -> Result<Option<Certificate>, Halt> {
         let best = self.best_trial().map_or(0, |trial| trial.trial);
         if best == 0 || pairs == 0 {
             return Ok(None);
@@ -75,11 +79,8 @@ impl Study {
         }
         let best = self.best_trial().map_or(0, |trial| trial.trial);
         let (first, last) = (self.source_of(0)?, self.source_of(best)?);
-        let baseline = self.costs(&first, pairs, &mut costs)?;
-        let Some((baseline, best_costs)) = baseline.zip(self.costs(&last, pairs, &mut costs)?)
-        else {
-            return Ok(None);
-        };
+        let Some(baseline) = self.costs(&first, pairs, &mut costs)? else { return Ok(None) };
+        let Some(best_costs) = self.costs(&last, pairs, &mut costs)? else { return Ok(None) };
         let gain = difference(&baseline, &best_costs);
         Ok(Some(Certificate { best, pairs, gain, ablations }))
     }
@@ -87,70 +88,54 @@ impl Study {
     /// The best source without what a trial changed. `None`: later changes build on it.
     fn best_without(&self, trial: usize) -> Result<Option<String>> {
         let best = self.best_trial().map_or(0, |best| best.trial);
-        let Some(parent) = self.trials()[trial].parent else { return Ok(None) };
+        let parent = self.ledger.trial(trial).and_then(|trial| trial.parent);
+        let Some(parent) = parent else { return Ok(None) };
         let (best, with) = (self.source_of(best)?, self.source_of(trial)?);
         let merged = self.workspace.merge(&best, &with, &self.source_of(parent)?)?;
         Ok(merged.filter(|merged| *merged != best))
     }
 
     /// Measures the best without a change, records it, and leaves it at that where nothing is lost.
-    /// `None`: the study was stopped, or the best came to nothing.
+    /// `None`: the best came to nothing.
     fn ablate(
         &mut self,
         of: usize,
         source: &str,
         pairs: usize,
         costs: &mut Costs,
-    ) -> Result<Option<Ablation>> {
+    ) -> Result<Option<Ablation>, Halt> {
         let best = self.best_trial().map_or(0, |best| best.trial);
-        let best = self.source_of(best)?;
-        let Some(with) = self.costs(&best, pairs, costs)? else { return Ok(None) };
+        let text = self.source_of(best)?;
+        let Some(with) = self.costs(&text, pairs, costs)? else { return Ok(None) };
 
-        let number = self.trials().len();
-        let changed = self.trials()[of].description.clone();
+        let number = self.next_number();
+        let changed =
+            self.ledger.trial(of).map_or(String::new(), |trial| trial.description.clone());
         let proposal = Proposal::new(source, format!("without trial {of}: {changed}"));
-        let mut entry = Entry::new("certify", proposal);
+        let mut entry = Entry { parent: Some(best), ..Entry::new("certify", proposal) };
         let mut attempt = Attempt::new(number, self.seed_of_pair(0), self.trial_folder(number)?);
-        self.tell(Event::Building {
+        self.tell_observers(Event::Building {
             trial: number,
             proposer: entry.proposer.clone(),
             description: entry.proposal.description.clone(),
         });
-        let path = attempt.folder.join(self.name_of_source());
-        fs::write(&path, source).map_err(Error::io("write", path))?;
-        self.workspace.write(source)?;
-        let observers = &self.observers;
-        let at = Source { text: source, folder: self.workspace.folder() };
-        let measured = self.laboratory.measure(&mut attempt, &at, &|event| {
-            super::tell(observers, &event);
-        });
         let mut loss = None;
-        match (measured, attempt.measurement.cost()) {
-            (Err(Halt::Broken(error)), _) => return Err(error),
-            (Err(Halt::Interrupted), _) => {
-                self.workspace.reset()?;
-                return Ok(None);
-            }
-            (Err(Halt::Ended { outcome, reason }), _) => {
-                (entry.outcome, entry.reason) = (outcome, Some(reason));
-            }
-            (Ok(()), cost) => {
-                costs.0.entry(source.to_owned()).or_default().extend(cost);
+        match self.run(&mut attempt, source, None) {
+            Ok(()) => {
+                costs.0.entry(source.to_owned()).or_default().extend(attempt.measurement.cost());
                 // Where it does not work under another seed, something is lost.
                 loss = self.costs(source, pairs, costs)?.map(|costs| difference(&costs, &with));
-                if self.stop.is_stopped() {
-                    self.workspace.reset()?;
-                    return Ok(None);
-                }
                 let nothing = loss.is_some_and(|loss| loss.mean <= 0.0);
                 let status = if nothing { Status::Keep } else { Status::Discard };
                 let said = loss.map_or("it fails under another seed".to_owned(), |loss| {
                     format!("worse by {loss} over {pairs} fresh seeds")
                 });
                 entry.decide(status, said);
-                // The commit, if there is one, is of what lies there.
-                self.workspace.write(source)?;
             }
+            Err(Halt::Ended { outcome, reason }) => {
+                (entry.outcome, entry.reason) = (outcome, Some(reason));
+            }
+            Err(halt) => return Err(halt),
         }
         let trial = self.conclude(attempt, entry)?;
         self.judge.remember(&trial);
@@ -160,12 +145,17 @@ impl Study {
     }
 
     /// What a source costs under each of the seeds; what is known is not measured again. `None`: it
-    /// came to nothing, or the study was stopped.
-    fn costs(&mut self, source: &str, pairs: usize, costs: &mut Costs) -> Result<Option<Vec<f64>>> {
+    /// came to nothing.
+    fn costs(
+        &mut self,
+        source: &str,
+        pairs: usize,
+        costs: &mut Costs,
+    ) -> Result<Option<Vec<f64>>, Halt> {
         let mut known = costs.0.remove(source).unwrap_or_default();
         while known.len() < pairs {
             let seed = self.seed_of_pair(known.len());
-            let Some(again) = self.measure_again(source, seed)? else { return Ok(None) };
+            let again = self.measure_again(source, seed)?;
             let Some(cost) = again.measurement.cost() else { return Ok(None) };
             known.push(cost);
         }

@@ -19,8 +19,6 @@ pub(crate) enum Doubt {
     Dispelled,
     /// It failed, and works again: what failed may be tried once more.
     Mended,
-    /// The study was stopped.
-    Stopped,
 }
 
 impl Study {
@@ -53,7 +51,7 @@ impl Study {
     ///
     /// # Errors
     /// It fails for good: the study cannot go on here.
-    pub(crate) fn doubt(&mut self) -> Result<Doubt> {
+    pub(crate) fn doubt(&mut self) -> Result<Doubt, Halt> {
         let Some(incumbent) = self.ledger.incumbent().map(|trial| trial.trial) else {
             return Ok(Doubt::Dispelled);
         };
@@ -61,23 +59,21 @@ impl Study {
         let Ok(source) = self.source_of(incumbent) else { return Ok(Doubt::Dispelled) };
         let problem = match self.probe(&source)? {
             Ok(()) => return Ok(Doubt::Dispelled),
-            Err(None) => return Ok(Doubt::Stopped),
-            Err(Some(problem)) => problem,
+            Err(problem) => problem,
         };
         let remark = format!(
             "trial {incumbent}, which was measured before, fails as well ({problem}): all is compiled anew"
         );
-        self.tell(Event::Noted { remark });
+        self.tell_observers(Event::Noted { remark });
         self.laboratory.start_afresh()?;
         match self.probe(&source)? {
             Ok(()) => Ok(Doubt::Mended),
-            Err(None) => Ok(Doubt::Stopped),
-            Err(Some(problem)) => Err(Error::Machine { trial: incumbent, problem }),
+            Err(problem) => Err(Error::Machine { trial: incumbent, problem }.into()),
         }
     }
 
-    /// The inner error says how it failed; nothing, if the study was stopped.
-    fn probe(&mut self, text: &str) -> Result<Result<(), Option<String>>> {
+    /// The inner error says how it failed.
+    fn probe(&mut self, text: &str) -> Result<Result<(), String>, Halt> {
         let folder = self.dir.join("probe");
         foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
@@ -86,9 +82,9 @@ impl Study {
         foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
         match probed {
             Ok(()) => Ok(Ok(())),
-            Err(Halt::Ended { reason, .. }) => Ok(Err(Some(reason))),
-            Err(Halt::Interrupted) => Ok(Err(None)),
-            Err(Halt::Broken(error)) => Ok(Err(Some(error.to_string()))),
+            Err(Halt::Ended { reason, .. }) => Ok(Err(reason)),
+            Err(Halt::Interrupted) => Err(Halt::Interrupted),
+            Err(Halt::Broken(error)) => Ok(Err(error.to_string())),
         }
     }
 }

@@ -5,7 +5,6 @@ use crate::{
     proposer::{Dossier, Running, Thought, Turn},
     source::identity,
     study::derived_seed,
-    study::tell,
 };
 
 impl Study {
@@ -14,6 +13,10 @@ impl Study {
     pub(crate) fn propose(&mut self, number: usize) -> Result<Option<Turn>> {
         let mut outdated = None;
         if let Some(mut thought) = self.proposers.thought()? {
+            if thought.dossier.trial != number {
+                // It was built into another trial's folder.
+                thought.turn.built = None;
+            }
             if self.rebase(&mut thought)? {
                 return Ok(Some(thought.turn));
             }
@@ -22,7 +25,7 @@ impl Study {
         let dossier = self.dossier(number)?;
         let roster = self.proposers.roster()?;
         let observers = &self.observers;
-        let tell = |event| tell(observers, &event);
+        let tell = |event| observers.tell(event);
         match outdated {
             Some(turn) => roster.propose_again(turn, &dossier.brief(), &tell),
             None => roster.propose(&dossier.brief(), &tell),
@@ -73,8 +76,9 @@ impl Study {
         if is_early || !self.thinks_ahead || !self.goes_on || !self.proposers.could_think() {
             return Ok(None);
         }
-        let next = (running.trial + 1..).find(|&number| !self.is_control(number));
-        let dossier = self.dossier(next.unwrap_or(running.trial + 1))?;
+        let next = self.next_number();
+        let proposed = (next..).find(|&number| !self.is_control(number));
+        let dossier = self.dossier(proposed.unwrap_or(next))?;
         // What a study left behind that was cut off at this trial.
         self.trial_folder(dossier.trial)?;
         let stop = self.stop.of_a_part();

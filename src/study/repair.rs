@@ -1,14 +1,9 @@
-//! What comes to nothing goes back to its author, and is measured again.
+//! A trial that comes to nothing: sent back to its proposer, or measured again.
 
+use super::{Asked, Study, ask::Origin, doubt::Doubt};
 use crate::{
-    Error, Event, Measurement, Outcome, Result, Study,
-    conditions::others_during,
-    laboratory::{Attempt, Halt},
-    proposer::Fault,
+    Error, Event, Outcome, Result, conditions::others_during, laboratory::Halt, proposer::Fault,
     source::identity,
-    study::Origin,
-    study::doubt::Doubt,
-    study::tell,
 };
 use std::{
     fs,
@@ -26,85 +21,82 @@ const QUIET_SECONDS: usize = 3;
 /// Bytes of a failed trial's log that go back to its proposer.
 const LOG_BYTES: usize = 16 << 10;
 
-/// How a proposal ended, when nobody would or could mend it any more.
-pub(crate) struct Ending {
-    pub outcome: Outcome,
-    pub reason: Option<String>,
-    pub repairs: usize,
+/// What has been tried already to get a trial through.
+#[derive(Default)]
+struct Efforts {
+    disturbed: usize,
+    is_doubted: bool,
 }
 
 impl Study {
-    /// Measures a source, and has it mended where it comes to nothing, up to the limit. `None`: the
-    /// study was stopped.
-    pub(crate) fn carry_out(
-        &mut self,
-        attempt: &mut Attempt,
-        origin: &mut Origin,
-    ) -> Result<Option<Ending>> {
-        let mut repairs = 0;
-        let (mut disturbed, mut is_doubted) = (0, false);
+    /// Measures a trial, again where the machine disturbed it, and has its source repaired where it comes to nothing, up
+    /// to the limit.
+    pub(super) fn carry_out(&mut self, asked: &mut Asked) -> Result<(), Halt> {
+        let mut efforts = Efforts::default();
         loop {
-            let (outcome, reason) = match self.measure(attempt, origin) {
-                Ok(()) => {
-                    let outcome = Outcome::Measured;
-                    return Ok(Some(Ending { outcome, reason: None, repairs }));
+            match self.try_once(asked) {
+                Err(Halt::Ended { outcome, reason }) => {
+                    if !self.is_worth_another(asked, &mut efforts, (&outcome, &reason))? {
+                        return Err(Halt::Ended { outcome, reason });
+                    }
                 }
-                Err(Halt::Ended { outcome, reason }) => (outcome, reason),
-                Err(Halt::Interrupted) => return Ok(None),
                 // No word of the source: what cargo keeps may be damaged.
-                Err(Halt::Broken(error @ Error::Command { .. })) if !is_doubted => {
-                    is_doubted = true;
-                    match self.doubt()? {
-                        Doubt::Mended => continue,
-                        Doubt::Dispelled => return Err(error),
-                        Doubt::Stopped => return Ok(None),
+                Err(Halt::Broken(error @ Error::Command { .. })) if !efforts.is_doubted => {
+                    efforts.is_doubted = true;
+                    if self.doubt()? == Doubt::Dispelled {
+                        return Err(error.into());
                     }
                 }
-                Err(Halt::Broken(error)) => return Err(error),
-            };
-            if outcome == Outcome::Disturbed && disturbed < MOST_DISTURBED {
-                disturbed += 1;
-                self.wait_for_quiet(attempt.number, &reason);
-                // Without a baseline there is nothing to improve on; it stands for the machine as it is.
-                attempt.takes_any_conditions =
-                    disturbed == MOST_DISTURBED && matches!(origin, Origin::Baseline);
-                attempt.measurement = Measurement::default();
-                continue;
-            }
-            if !is_doubted
-                && self.ledger.incumbent().is_some()
-                && self.is_doubtful(&outcome, &reason)
-            {
-                is_doubted = true;
-                match self.doubt()? {
-                    Doubt::Dispelled => {}
-                    Doubt::Mended => {
-                        attempt.measurement = Measurement::default();
-                        continue;
-                    }
-                    Doubt::Stopped => return Ok(None),
-                }
-            }
-            if repairs < self.repairs && self.mend(attempt, origin, (&outcome, &reason))? {
-                repairs += 1;
-            } else if outcome == Outcome::Disturbed && !self.stop.is_stopped() {
-                // It is no evidence of anything: not for the judge, nor the race, nor whoever proposes.
-                attempt.forecast = None;
-                attempt.measurement.loss_curve = Default::default();
-                attempt.measurement.train_loss = None;
-                return Ok(Some(Ending { outcome, reason: Some(reason), repairs }));
-            } else if self.stop.is_stopped() {
-                // It may have been stopped while it was being mended, and was never decided.
-                return Ok(None);
-            } else {
-                return Ok(Some(Ending { outcome, reason: Some(reason), repairs }));
+                measured => return measured,
             }
         }
     }
 
+    /// Does what can be done about a trial that came to nothing; whether to measure it again.
+    fn is_worth_another(
+        &mut self,
+        asked: &mut Asked,
+        efforts: &mut Efforts,
+        (outcome, reason): (&Outcome, &str),
+    ) -> Result<bool, Halt> {
+        let is_disturbed = *outcome == Outcome::Disturbed;
+        if is_disturbed && efforts.disturbed < MOST_DISTURBED {
+            efforts.disturbed += 1;
+            self.wait_for_quiet(asked.trial(), reason);
+            // Without a baseline there is nothing to improve on; it stands for the machine as it is.
+            asked.attempt.takes_any_conditions =
+                efforts.disturbed == MOST_DISTURBED && matches!(asked.origin, Origin::Baseline(_));
+            return Ok(true);
+        }
+        if !efforts.is_doubted
+            && self.ledger.incumbent().is_some()
+            && self.is_doubtful(outcome, reason)
+        {
+            efforts.is_doubted = true;
+            if self.doubt()? == Doubt::Mended {
+                return Ok(true);
+            }
+        }
+        if asked.repairs < self.repairs && self.repair(asked, (outcome, reason))? {
+            asked.repairs += 1;
+            return Ok(true);
+        }
+        if self.stop.is_stopped() {
+            // It may have been stopped while it was being repaired, and was never decided.
+            return Err(Halt::Interrupted);
+        }
+        if is_disturbed {
+            // It is no evidence of anything: not for the judge, nor the race, nor whoever proposes.
+            asked.attempt.forecast = None;
+            asked.attempt.measurement.loss_curve = Default::default();
+            asked.attempt.measurement.train_loss = None;
+        }
+        Ok(false)
+    }
+
     /// Waits until nobody else computes, for a while.
     pub(crate) fn wait_for_quiet(&self, trial: usize, reason: &str) {
-        self.tell(Event::Disturbed { trial, reason: reason.to_owned() });
+        self.tell_observers(Event::Disturbed { trial, reason: reason.to_owned() });
         let begun = Instant::now();
         let mut quiet = 0;
         while quiet < QUIET_SECONDS && begun.elapsed() < self.patience && !self.stop.is_stopped() {
@@ -113,15 +105,10 @@ impl Study {
         }
     }
 
-    /// Asks a proposal's author for another version of what came to nothing. The failed version's
+    /// Asks a proposal's author for another version of what came to nothing; whether there is one. The failed version's
     /// files move to a folder of their own in the trial's.
-    fn mend(
-        &mut self,
-        attempt: &mut Attempt,
-        origin: &mut Origin,
-        (outcome, reason): (&Outcome, &str),
-    ) -> Result<bool> {
-        let Origin::Proposed(turn) = origin else { return Ok(false) };
+    fn repair(&mut self, asked: &mut Asked, (outcome, reason): (&Outcome, &str)) -> Result<bool> {
+        let Asked { attempt, origin: Origin::Proposed(turn), .. } = asked else { return Ok(false) };
         let fault = match outcome {
             Outcome::Refused => {
                 let identity = identity(self.workspace.edited(), &turn.proposal.source);
@@ -157,7 +144,7 @@ impl Study {
             }
         };
         let dossier = self.dossier(attempt.number)?;
-        self.tell(Event::Repairing {
+        self.tell_observers(Event::Repairing {
             trial: attempt.number,
             proposer: turn.name.clone(),
             reason: reason.lines().next().unwrap_or_default().to_owned(),
@@ -165,13 +152,12 @@ impl Study {
         // Its author may be thinking ahead.
         let roster = self.proposers.roster()?;
         let observers = &self.observers;
-        let mended =
-            roster.repair(&dossier.brief(), turn, &fault, &|event| tell(observers, &event));
-        if !mended {
+        let repaired =
+            roster.repair(&dossier.brief(), turn, &fault, &|event| observers.tell(event));
+        if !repaired {
             return Ok(false);
         }
         set_aside(&attempt.folder, &self.name_of_source())?;
-        attempt.measurement = Measurement::default();
         Ok(true)
     }
 }

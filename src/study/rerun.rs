@@ -1,9 +1,9 @@
 //! A recorded trial, measured again: to reproduce its figures, or to know more about it.
 
+use super::{Study, measure::optional, repair::MOST_DISTURBED};
 use crate::{
-    Error, Event, Measurement, Outcome, Result, Study, foreign,
-    laboratory::{Attempt, Halt, Source},
-    study::repair::MOST_DISTURBED,
+    Error, Event, Measurement, Outcome, Result, foreign,
+    laboratory::{Attempt, Halt},
 };
 use std::fs;
 
@@ -29,30 +29,24 @@ impl Study {
             return Err(Error::NoTrial { trial, trials: self.trials().len() });
         }
         let source = self.source_of(trial)?;
-        self.tell(Event::Building {
+        self.tell_observers(Event::Building {
             trial,
             proposer: "rerun".to_owned(),
             description: format!("trial {trial} again"),
         });
-        self.measure_again(&source, seed)
+        optional(self.measure_again(&source, seed))
     }
 
-    /// Measures a source in a folder of its own, and leaves no trace of it in the record. `None`: the
-    /// study was stopped.
-    pub(crate) fn measure_again(&mut self, text: &str, seed: u64) -> Result<Option<Rerun>> {
+    /// Measures a source in a folder of its own, and leaves no trace of it in the record.
+    pub(super) fn measure_again(&mut self, text: &str, seed: u64) -> Result<Rerun, Halt> {
         let folder = self.dir.join("rerun");
         foreign::remove(&folder).map_err(Error::io("remove", &folder))?;
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        self.workspace.write(text)?;
         let mut attempt = Attempt::new(self.ledger.trials().len(), seed, folder);
         let mut disturbed = 0;
-        let measured = loop {
-            let source = Source { text, folder: self.workspace.folder() };
-            let observers = &self.observers;
-            let measured = self.laboratory.measure(&mut attempt, &source, &|event| {
-                super::tell(observers, &event);
-            });
-            match measured {
+        let (outcome, reason) = loop {
+            match self.run(&mut attempt, text, None) {
+                Ok(()) => break (Outcome::Measured, None),
                 Err(Halt::Ended { outcome: Outcome::Disturbed, reason }) => {
                     disturbed += 1;
                     self.wait_for_quiet(attempt.number, &reason);
@@ -60,17 +54,11 @@ impl Study {
                     attempt.takes_any_conditions = disturbed == MOST_DISTURBED;
                     attempt.measurement = Measurement::default();
                 }
-                measured => break measured,
+                Err(Halt::Ended { outcome, reason }) => break (outcome, Some(reason)),
+                Err(halt) => return Err(halt),
             }
         };
-        self.workspace.reset()?;
-        let (outcome, reason) = match measured {
-            Ok(()) => (Outcome::Measured, None),
-            Err(Halt::Ended { outcome, reason }) => (outcome, Some(reason)),
-            Err(Halt::Interrupted) => return Ok(None),
-            Err(Halt::Broken(error)) => return Err(error),
-        };
         // What it left, the log of a failure say, stays until the next one.
-        Ok(Some(Rerun { outcome, reason, measurement: attempt.measurement }))
+        Ok(Rerun { outcome, reason, measurement: attempt.measurement })
     }
 }

@@ -174,7 +174,7 @@ fn completes_a_study(known: &Known) {
     for (name, value) in (known.configure)(&model.serve(), home.path()) {
         agent = agent.env(name, value);
     }
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = overnight::events();
     let stop = StopHandle::new();
     let study = tiny::study(&dir, corpus.path()).proposer(agent).observer(sender);
     // The model's ideas follow each other.

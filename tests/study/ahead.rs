@@ -138,7 +138,7 @@ struct Night {
     asked: Receiver<Asked>,
     answers: Sender<Result<Proposal, ProposeError>>,
     faults: Receiver<(usize, Fault, String)>,
-    events: Receiver<Event>,
+    events: std::sync::mpsc::Receiver<Event>,
     stop: StopHandle,
     /// Until it is waited for.
     study: Option<JoinHandle<Result<Vec<Trial>, String>>>,
@@ -164,7 +164,7 @@ impl Night {
         prepare: impl FnOnce(&Path, &mut Thinker),
         describe: impl FnOnce(StudyBuilder) -> StudyBuilder + Send + 'static,
     ) -> Self {
-        let (observer, events) = unbounded();
+        let (observer, events) = overnight::events();
         let (mut thinker, Ends { asked, answers, faults }) = Thinker::new();
         let [project, locks, dir] =
             ["project", "locks", "study"].map(|name| place.path().join(name));

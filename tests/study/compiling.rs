@@ -69,7 +69,8 @@ pub fn a_compiler_dies_with_its_study() {
         println!("{signal:?}: {} left after {:?}", left.len(), begun.elapsed());
         assert!(left.is_empty(), "{left:#?}");
 
-        // And its locks are gone, too.
+        // And its locks are gone, too. What it was at would be taken up again, and compile without end.
+        let _ = fs::remove_file(place.path().join("study/trials/0001/asked.json"));
         let mut next = start(place.path(), &tiny::smoothing("9.0"), &mark);
         wait_for("the next study", long, || next.try_wait().unwrap().is_some());
         assert_eq!(Ledger::read(&place.path().join("study")).unwrap().len(), 2);

@@ -110,7 +110,7 @@ pub fn the_tuner_improves_the_tiny_trainer() {
 
 pub fn a_closure_proposes_and_an_observer_hears_everything() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = overnight::events();
     let propose = |brief: &Brief<'_>| {
         assert_eq!(fs::read_to_string(brief.folder.join("src/train.rs")).unwrap(), brief.source);
         let source = brief.source.replace("= 30.0;", "= 3.0;");
@@ -153,7 +153,7 @@ pub fn a_wall_clock_budget_is_spent_to_its_end() {
 
 pub fn a_stopped_study_forgets_the_trial_in_flight() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = overnight::events();
     let stop = StopHandle::new();
     let mut study: Study = tiny::study(dir.path(), corpus.path())
         .budget(Budget::WallClock(Duration::from_mins(10)))

@@ -5,6 +5,7 @@
 
 mod agents;
 mod ahead;
+mod asking;
 mod budgeting;
 mod card;
 mod chatting;
@@ -61,6 +62,13 @@ fn main() {
             who_does_not_think_is_asked_when_all_is_known,
             an_agent_thinks_ahead_of_a_trainer,
             beside_a_trial_on_a_card_the_next_one_is_built;
+        asking:
+            several_trials_may_be_open_and_end_in_any_order,
+            what_is_told_has_a_score_or_a_reason,
+            a_trial_that_was_begun_is_taken_up_again,
+            a_proposal_from_outside_is_evaluated_or_waits_in_line,
+            a_night_ends_for_a_reason,
+            a_paused_study_begins_nothing_until_it_may_go_on;
         budgeting:
             training_outside_of_the_budget_does_not_count,
             without_bounds_it_does,

@@ -148,7 +148,7 @@ pub fn an_agent_edits_the_trainer() {
 
 pub fn a_night_goes_on_when_an_agent_stops() {
     let dir = tempfile::tempdir().unwrap();
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = overnight::events();
     let useless: overnight::proposer::AgentSpec =
         "sh -c 'echo no credit >&2; exit 1'".parse().unwrap();
     let trials = night(dir.path(), Some(3), |study| {

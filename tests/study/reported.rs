@@ -5,11 +5,11 @@ use crate::{
     surviving,
     tiny::{self, Sources},
 };
-use crossbeam_channel::Receiver;
 use overnight::{
     CommandObjective, Event, Ledger, Outcome, Status, Study, Trial,
     proposer::{Agent, Brief, Proposal, ProposeError, Proposer, Replay, Tuner},
 };
+use std::sync::mpsc::Receiver;
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 /// A night of the tiny trainer with these proposers.
@@ -93,7 +93,7 @@ pub fn who_panics_ends_no_night() {
         }
     }
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
-    let (observer, events) = crossbeam_channel::unbounded();
+    let (observer, events) = overnight::events();
     let study = tiny::study(dir.path(), corpus.path()).observer(observer).proposer(Panics);
     let mut study = study.proposer(Tuner::new(0)).open().unwrap();
     study.optimize(Some(4)).unwrap();
@@ -271,7 +271,7 @@ pub fn a_script_of_the_project_runs_and_the_tuner_reads_its_language() {
 pub fn a_damaged_dependency_is_compiled_anew_and_no_sources_fault() {
     let (corpus, dir, cache) =
         (tiny::corpus(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (observer, events) = crossbeam_channel::unbounded();
+    let (observer, events) = overnight::events();
     let study = tiny::study(dir.path(), corpus.path()).cache_dir(cache.path()).observer(observer);
     let sources = ["9.0", "8.0"].map(|value| ("another smoothing", tiny::smoothing(value)));
     let mut study = study.proposer(Sources(sources.into())).open().unwrap();
@@ -304,7 +304,7 @@ pub fn a_damaged_dependency_is_found_before_a_night() {
     let (corpus, dir, cache) =
         (tiny::corpus(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let open = || {
-        let (observer, events) = crossbeam_channel::unbounded();
+        let (observer, events) = overnight::events();
         let sources = ["9.0", "8.0"].map(|value| ("another smoothing", tiny::smoothing(value)));
         let sources = sources.to_vec();
         let study = tiny::study(dir.path(), corpus.path()).cache_dir(cache.path());

@@ -78,7 +78,7 @@ pub fn run_if_victim() {
         let ended = match study.open() {
             Ok(mut study) => {
                 let trials = std::env::var(TRIALS).ok().map(|trials| trials.parse().unwrap());
-                study.optimize(trials)
+                study.optimize(trials).map(drop)
             }
             Err(Error::Locked { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -331,7 +331,7 @@ pub fn a_repository_that_a_crash_left_in_disorder_is_put_in_order() {
     };
     for (said, damage) in damages {
         damage(&dir.path().join("workspace/.git"));
-        let (observer, events) = crossbeam_channel::unbounded();
+        let (observer, events) = overnight::events();
         let study = tiny::study(dir.path(), corpus.path()).observer(observer).open().unwrap();
         assert_eq!((facts(&study), branch(&study), source(&study)), before, "{said}");
         drop(study);
