@@ -7,11 +7,15 @@ mod prefetch;
 mod recall;
 mod repair;
 mod rerun;
+#[cfg(feature = "trainer")]
+mod training;
 
+pub use builder::StudyBuilder;
 pub(crate) use builder::tell;
-pub use builder::{StudyBuilder, cache_dir};
 pub use certify::{Ablation, Certificate};
 pub use rerun::Rerun;
+#[cfg(feature = "trainer")]
+pub use training::cache_dir;
 
 use crate::{
     Error, Event, Measurement, Outcome, Repetition, Result, Status, StopHandle, Trial,
