@@ -3,23 +3,31 @@
 //! Carried inside the program, so that a tool which links the library is one file that runs
 //! anywhere a Rust toolchain is.
 
+// By way of the links in `src/bundle/`: cargo packages what they lead to, and no folder that has a
+// `Cargo.toml`. So each manifest is linked by another name.
 macro_rules! files {
-    ($($path:literal),* $(,)?) => {
-        &[$(($path, include_str!(concat!("../", $path)))),*]
+    ($($path:literal $(in $link:literal)?),* $(,)?) => {
+        &[$(($path, files!(@text $path $(in $link)?))),*]
+    };
+    (@text $path:literal) => {
+        include_str!(concat!("bundle/", $path))
+    };
+    (@text $path:literal in $link:literal) => {
+        include_str!(concat!("bundle/", $link))
     };
 }
 
 /// Every file, by its path in the repository.
 pub(crate) const FILES: &[(&str, &str)] = files![
-    "plugin-api/Cargo.toml",
+    "plugin-api/Cargo.toml" in "plugin-api/manifest.toml",
     "plugin-api/src/error.rs",
     "plugin-api/src/lib.rs",
     "plugin-api/src/raw.rs",
     "plugin-api/src/session.rs",
     "plugin-api/src/trainer.rs",
     "trainer-template/Cargo.lock",
-    "trainer-template/Cargo.toml",
-    "trainer-template/kernels/Cargo.toml",
+    "trainer-template/Cargo.toml" in "trainer-template/manifest.toml",
+    "trainer-template/kernels/Cargo.toml" in "trainer-template/kernels/manifest.toml",
     "trainer-template/kernels/build.rs",
     "trainer-template/kernels/cuda/attention.cu",
     "trainer-template/kernels/cuda/elementwise.cu",
@@ -98,5 +106,9 @@ mod tests {
         let mut carried: Vec<_> = FILES.iter().map(|(path, _)| (*path).to_owned()).collect();
         carried.sort();
         assert_eq!(carried, expected);
+        for (path, text) in FILES {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            assert_eq!(*text, std::fs::read_to_string(file).unwrap(), "{path}");
+        }
     }
 }

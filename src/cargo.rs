@@ -199,7 +199,7 @@ impl Cargo {
         let mut command = self.command("build", &folder);
         command.args(["--offline", "--target-dir"]).arg(folder.join("target"));
         let output = lifeline::output(&mut command);
-        let output = output.map_err(|error| missing("cargo", error))?;
+        let output = output.map_err(Error::missing("cargo"))?;
         if !output.status.success() {
             return Ok(Some(last_lines(&String::from_utf8_lossy(&output.stderr))));
         }
@@ -333,7 +333,7 @@ impl Cargo {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Dropped early, it takes the compiler with it.
-        let mut group = Group::spawn(&mut command).map_err(|error| missing("cargo", error))?;
+        let mut group = Group::spawn(&mut command).map_err(Error::missing("cargo"))?;
 
         let mut stderr = group.child.stderr.take();
         let complaints = std::thread::spawn(move || {
@@ -488,7 +488,7 @@ impl Cargo {
             command.args(["--features", card::FEATURE]);
         }
         command.args(host.into_iter().flat_map(|host| ["--filter-platform", host]));
-        let output = lifeline::output(&mut command).map_err(|error| missing("cargo", error))?;
+        let output = lifeline::output(&mut command).map_err(Error::missing("cargo"))?;
         let metadata =
             cargo_metadata::MetadataCommand::parse(String::from_utf8_lossy(&output.stdout));
         let metadata = metadata.map_err(|_| Error::Command {
@@ -551,7 +551,7 @@ const NOTHING: &str = "[package]\nname = \"nothing\"\nversion = \"0.1.0\"\nediti
 /// Where rustc keeps itself and its libraries.
 fn sysroot(folder: &Path) -> Result<PathBuf> {
     let output = Command::new("rustc").args(["--print", "sysroot"]).current_dir(folder).output();
-    let output = output.map_err(|error| missing("rustc", error))?;
+    let output = output.map_err(Error::missing("rustc"))?;
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
@@ -575,7 +575,7 @@ pub(crate) fn fetch(folder: &Path) -> Result<()> {
     let fetch = |arguments: &[&str]| {
         let mut command = cargo_that_downloads();
         let output = lifeline::output(command.arg("fetch").args(arguments).current_dir(folder));
-        output.map_err(|error| missing("cargo", error))
+        output.map_err(Error::missing("cargo"))
     };
     // Offline first: a machine that has the crates needs no network, nor time for it.
     if fetch(&["--locked", "--offline"])?.status.success() {
@@ -594,7 +594,7 @@ pub(crate) fn fetch(folder: &Path) -> Result<()> {
 
 fn toolchain(folder: &Path) -> Result<String> {
     let output = Command::new("rustc").arg("-vV").current_dir(folder).output();
-    let output = output.map_err(|error| missing("rustc", error))?;
+    let output = output.map_err(Error::missing("rustc"))?;
     if !output.status.success() {
         return Err(Error::Command {
             command: "rustc -vV".to_owned(),
@@ -624,10 +624,6 @@ fn link_compiler(program: &Path, link: &Path) -> Result<()> {
 #[cfg(not(unix))]
 fn link_compiler(_program: &Path, _link: &Path) -> Result<()> {
     Ok(())
-}
-
-pub(crate) fn missing(program: &'static str, source: std::io::Error) -> Error {
-    Error::Program { program, source }
 }
 
 fn is_library(file: &Path) -> bool {

@@ -28,6 +28,12 @@ pub enum Error {
     #[error("cannot train on a card: {problem}")]
     Card { problem: String },
 
+    /// Nothing was said of what to measure, and there is no trainer to fall back on.
+    #[error(
+        "there is nothing to measure: give the study an objective, or build with the feature `trainer`"
+    )]
+    NoObjective,
+
     /// The text is no budget.
     #[error("{text:?} is no budget: {problem} (examples: 5m, 90s, 200steps)")]
     Budget { text: String, problem: &'static str },
@@ -165,5 +171,10 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// A program could not be started.
+    pub(crate) fn missing(program: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Program { program, source }
     }
 }

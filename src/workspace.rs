@@ -1,7 +1,7 @@
 //! The study's git repository: one branch, one commit a kept trial.
 
 use crate::{
-    Error, Ledger, Measurement, Result, Trial, cargo::missing, foreign, git, project::Project,
+    Error, Ledger, Measurement, Result, Trial, foreign, git, project::Project,
     study::name_of_source,
 };
 use std::{
@@ -231,7 +231,7 @@ impl Workspace {
 
     fn run(&self, arguments: &[&str]) -> Result<Output> {
         let output = git::git(&self.folder).args(arguments).output();
-        output.map_err(|error| missing("git", error))
+        output.map_err(Error::missing("git"))
     }
 }
 
@@ -297,7 +297,7 @@ fn place_of(trial: usize) -> String {
 
 /// Whether git is there at all: asked before anything long begins.
 pub(crate) fn check_git() -> Result<()> {
-    Command::new("git").arg("--version").output().map_err(|error| missing("git", error)).map(drop)
+    Command::new("git").arg("--version").output().map_err(Error::missing("git")).map(drop)
 }
 
 /// What git takes as part of a branch's name.

@@ -1,11 +1,13 @@
 //! Where a source becomes a measurement.
 
 mod command;
+#[cfg(feature = "trainer")]
 mod trainer;
 
 pub(crate) use command::CommandLaboratory;
 pub use command::CommandObjective;
-pub(crate) use trainer::{CHECKPOINT, TrainerLaboratory, library_name};
+#[cfg(feature = "trainer")]
+pub(crate) use trainer::TrainerLaboratory;
 
 use crate::{
     Error, Event, Measurement, Outcome, Trial,
@@ -15,6 +17,14 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+/// A trained model's weights, in a trial's folder.
+pub(crate) const CHECKPOINT: &str = "model.safetensors";
+
+/// A trial's library, in its folder.
+pub(crate) fn library_name() -> String {
+    format!("trainer{}", std::env::consts::DLL_SUFFIX)
+}
 
 /// Measures sources, one after the other. What is learned on the way, even of one that comes to
 /// nothing, goes into the attempt.

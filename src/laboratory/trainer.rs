@@ -1,6 +1,6 @@
 //! A trainer's trial: build, train, examine.
 
-use super::{Attempt, Builder, Built, Halt, Laboratory, Source};
+use super::{Attempt, Builder, Built, CHECKPOINT, Halt, Laboratory, Source, library_name};
 use crate::{
     Budget, Conditions, Effort, Error, Event, Outcome, Trial,
     cargo::{Build, Cargo},
@@ -161,14 +161,6 @@ impl Laboratory for TrainerLaboratory {
 
 /// Steps that show whether a trainer runs at all.
 const STEPS_OF_A_PROBE: u64 = 2;
-
-/// A trained model's weights, in a trial's folder.
-pub(crate) const CHECKPOINT: &str = "model.safetensors";
-
-/// A trial's library, in its folder.
-pub(crate) fn library_name() -> String {
-    format!("trainer{}", std::env::consts::DLL_SUFFIX)
-}
 
 impl TrainerLaboratory {
     /// Why what was measured says nothing of the source, if it does not. A budget in steps is as long as it

@@ -1,13 +1,16 @@
 //! Whoever writes the next source: the trait, and the proposers that we ship.
 
+#[cfg(feature = "agents")]
 mod agent;
 mod ahead;
 mod brief;
+#[cfg(feature = "chat")]
 mod chat;
 mod constants;
 mod folder;
 mod history;
 mod knobs;
+#[cfg(feature = "trainer")]
 mod outline;
 mod replay;
 mod roster;
@@ -15,11 +18,14 @@ mod spec;
 pub(crate) mod text;
 mod tuner;
 
+#[cfg(feature = "agents")]
 pub use agent::{Agent, AgentSpec};
 pub(crate) use ahead::{Ahead, Thought};
 pub(crate) use brief::Dossier;
 pub use brief::{Advice, Brief, Running};
+#[cfg(feature = "chat")]
 pub use chat::{Chat, ChatOptions, Price, Protocol};
+#[cfg(feature = "trainer")]
 pub(crate) use outline::outline;
 pub use replay::Replay;
 pub(crate) use roster::{Roster, Turn};

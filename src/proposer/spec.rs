@@ -1,6 +1,10 @@
 //! Who proposes, and for how much, as it is written on a command line.
 
-use super::{Agent, AgentSpec, Chat, ChatOptions, Proposer, Replay, Tuner, Usage};
+#[cfg(feature = "agents")]
+use super::{Agent, AgentSpec};
+#[cfg(feature = "chat")]
+use super::{Chat, ChatOptions};
+use super::{Proposer, Replay, Tuner, Usage};
 use crate::{Error, Result};
 use std::{
     fmt,
@@ -17,8 +21,10 @@ pub enum ProposerSpec {
     /// `replay:DIR`: a [`Replay`] of the files of a directory.
     Replay(PathBuf),
     /// `command:claude`, or any other command line: an [`Agent`].
+    #[cfg(feature = "agents")]
     Command(AgentSpec),
     /// `chat:MODEL` or `chat:MODEL@URL`: a [`Chat`].
+    #[cfg(feature = "chat")]
     Chat(ChatOptions),
 }
 
@@ -31,7 +37,9 @@ impl ProposerSpec {
         match self {
             Self::Tuner => Ok(Box::new(Tuner::new(seed))),
             Self::Replay(dir) => Ok(Box::new(Replay::open(dir)?)),
+            #[cfg(feature = "agents")]
             Self::Command(spec) => Ok(Box::new(Agent::new(spec.clone()))),
+            #[cfg(feature = "chat")]
             Self::Chat(options) => Ok(Box::new(Chat::new(options.clone())?)),
         }
     }
@@ -48,7 +56,9 @@ impl FromStr for ProposerSpec {
             None if text == "tuner" => Ok(Self::Tuner),
             Some(("replay", dir)) if Path::new(dir).is_dir() => Ok(Self::Replay(dir.into())),
             Some(("replay", _)) => refuse("there is no such folder"),
+            #[cfg(feature = "agents")]
             Some(("command", command)) => Ok(Self::Command(command.parse()?)),
+            #[cfg(feature = "chat")]
             Some(("chat", model)) => Ok(Self::Chat(model.parse()?)),
             _ => refuse("there is no such proposer"),
         }
@@ -60,7 +70,9 @@ impl fmt::Display for ProposerSpec {
         match self {
             Self::Tuner => f.write_str("tuner"),
             Self::Replay(dir) => write!(f, "replay:{}", dir.display()),
+            #[cfg(feature = "agents")]
             Self::Command(spec) => write!(f, "command:{spec}"),
+            #[cfg(feature = "chat")]
             Self::Chat(options) => write!(f, "chat:{options}"),
         }
     }
@@ -113,6 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(all(feature = "agents", feature = "chat"))]
     fn proposers_are_read_and_written_alike() {
         let folder = tempfile::tempdir().unwrap();
         let command = "command:mine --file {file}".to_owned();
@@ -125,6 +138,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(all(feature = "agents", feature = "chat"))]
     fn what_is_not_supported_says_so_and_what_is() {
         for (text, complaint) in [
             ("command:", "there is no command"),

@@ -11,6 +11,7 @@ pub mod replay;
 pub mod simulation;
 
 pub use curve::{Curve, PARTS};
+#[cfg(feature = "trainer")]
 pub(crate) use curve::{Recorder, part};
 
 use crate::{Trial, hash::number_of_parts};

@@ -7,11 +7,14 @@
 //! [`Study::trials`]: crate::Study::trials
 //! [`Ledger::read`]: crate::Ledger::read
 
+#[cfg(feature = "chart")]
 mod chart;
+#[cfg(feature = "chart")]
 mod labels;
 mod results;
 mod summary;
 
+#[cfg(feature = "chart")]
 pub use chart::write_chart;
 pub use results::{RESULTS_HEADER, results_row};
 pub use summary::summary;

@@ -1,24 +1,18 @@
 //! How a study is described and opened.
 
+#[cfg(feature = "trainer")]
+use super::training::Training;
 use super::{Study, ask};
 use crate::{
     Budget, Error, Event, Result,
-    card::{Card, compiles_for_cards},
-    cargo::{BUILD_LIMIT, Cargo},
-    config::{CommandConfig, Config, Objective, TrainerConfig},
-    data::{DataSpec, Dataset, PrepareOptions, Split},
-    effort::Bounds,
-    exam::{Exam, Rules},
+    config::{CommandConfig, Config, Objective},
     judge::{Judge, JudgeRule},
-    laboratory::{CommandLaboratory, CommandObjective, Laboratory, TrainerLaboratory},
+    laboratory::{CommandLaboratory, CommandObjective, Laboratory},
     ledger::Ledger,
     observers::Observers,
     project::Project,
     proposer::{Ahead, Allowance, Proposer, Roster, Tuner},
-    runner::{Limits, Runner, Sandbox},
     stop::StopHandle,
-    trainer_crate::TrainerCrate,
-    worker::{self, protocol::Setup},
     workspace,
 };
 use std::{
@@ -34,12 +28,8 @@ use std::{
 #[must_use]
 pub struct StudyBuilder {
     dir: PathBuf,
-    budget: Budget,
-    seed: u64,
-    data: DataSpec,
-    vocab_size: usize,
-    trainer: Option<PathBuf>,
-    allow_unsafe: bool,
+    pub(super) budget: Budget,
+    pub(super) seed: u64,
     program: String,
     proposers: Vec<Box<dyn Proposer>>,
     allowance: Option<Allowance>,
@@ -50,20 +40,13 @@ pub struct StudyBuilder {
     control_every: Option<usize>,
     judge: JudgeRule,
     race: bool,
-    sandbox: Sandbox,
-    is_bounded: bool,
     patience: Option<Duration>,
-    is_shared: bool,
-    build_limit: Duration,
+    pub(super) is_shared: bool,
     objective: Option<CommandObjective>,
-    rules: Rules,
-    threads: Option<usize>,
-    cuda_device: Option<usize>,
-    limits: Limits,
-    cache_dir: Option<PathBuf>,
-    worker_program: Option<PathBuf>,
-    observers: Observers,
-    stop: StopHandle,
+    #[cfg(feature = "trainer")]
+    pub(super) training: Training,
+    pub(super) observers: Observers,
+    pub(super) stop: StopHandle,
 }
 
 impl StudyBuilder {
@@ -72,10 +55,6 @@ impl StudyBuilder {
             dir,
             budget: Budget::default(),
             seed: 0,
-            data: DataSpec::Builtin,
-            vocab_size: 2048,
-            trainer: None,
-            allow_unsafe: false,
             program: include_str!("../../program.md").to_owned(),
             proposers: Vec::new(),
             allowance: None,
@@ -86,18 +65,11 @@ impl StudyBuilder {
             control_every: Some(50),
             judge: JudgeRule::default(),
             race: true,
-            sandbox: Sandbox::default(),
-            is_bounded: true,
             patience: None,
             is_shared: false,
-            build_limit: BUILD_LIMIT,
             objective: None,
-            rules: Rules { windows: 256, seq_len: 256, comparisons: 256 },
-            threads: None,
-            cuda_device: None,
-            limits: Limits::default(),
-            cache_dir: None,
-            worker_program: None,
+            #[cfg(feature = "trainer")]
+            training: Training::default(),
             observers: Observers::default(),
             stop: StopHandle::new(),
         }
@@ -112,49 +84,6 @@ impl StudyBuilder {
     /// Every seed of the study derives from this one. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
-        self
-    }
-
-    /// What to learn from. Default: [`DataSpec::Builtin`].
-    pub fn data(mut self, data: DataSpec) -> Self {
-        self.data = data;
-        self
-    }
-
-    /// Distinct tokens, the special one included. Default: 2048.
-    pub fn vocab_size(mut self, vocab_size: usize) -> Self {
-        self.vocab_size = vocab_size;
-        self
-    }
-
-    /// Tokens in the longest window, and in each of the exam's. Default: 256.
-    pub fn max_seq_len(mut self, tokens: usize) -> Self {
-        self.rules.seq_len = tokens;
-        self
-    }
-
-    /// Validation windows in the exam. Default: 256.
-    pub fn exam_windows(mut self, windows: usize) -> Self {
-        self.rules.windows = windows;
-        self
-    }
-
-    /// Answers compared between the exam's two rooms. Default: 256.
-    pub fn exam_comparisons(mut self, comparisons: usize) -> Self {
-        self.rules.comparisons = comparisons;
-        self
-    }
-
-    /// The folder of a trainer crate. Default: the GPT that comes with the library.
-    pub fn trainer(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.trainer = Some(folder.into());
-        self
-    }
-
-    /// Lets proposals contain `unsafe`. A trainer can then reach all of its process, and only the
-    /// sandbox is between it and the rest; the study's record says so. Default: it does not compile.
-    pub fn allow_unsafe(mut self) -> Self {
-        self.allow_unsafe = true;
         self
     }
 
@@ -237,71 +166,10 @@ impl StudyBuilder {
         self
     }
 
-    /// Whether workers are confined to what their task needs. Default: as far as the system can.
-    pub fn sandbox(mut self, sandbox: Sandbox) -> Self {
-        self.sandbox = sandbox;
-        self
-    }
-
     /// Measures what a command prints, instead of a trainer's bits per byte. What is said of
     /// trainer, data, budget and exam has no effect then.
     pub fn objective(mut self, objective: CommandObjective) -> Self {
         self.objective = Some(objective);
-        self
-    }
-
-    /// Threads that a trainer computes on. Default: one a core.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = Some(threads);
-        self
-    }
-
-    /// Train on the CUDA device with this ordinal, among those that `CUDA_VISIBLE_DEVICES` leaves. The
-    /// trainer is built with its crate's feature `cuda`, if it has one. Default: on the CPU.
-    pub fn cuda_device(mut self, ordinal: usize) -> Self {
-        self.cuda_device = Some(ordinal);
-        self
-    }
-
-    /// How long after its budget a trainer may take to return before it is killed. Default: 30 s. Long
-    /// before that it is too late to count, except for the baseline.
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.limits.grace = grace;
-        self
-    }
-
-    /// Lets trials take what they like outside of their budget, in `new`, `save`, `load` and the exam,
-    /// up to limits that only end what hangs. Default: each is held to multiples of what the baseline
-    /// needed, lest it train there; see [`Effort`](crate::Effort).
-    pub fn unbounded(mut self) -> Self {
-        self.is_bounded = false;
-        self
-    }
-
-    /// How many bytes a trainer may have on disk at a time, in the folder that it works in. Default:
-    /// 16 GiB.
-    pub fn scratch_bytes(mut self, bytes: u64) -> Self {
-        self.limits.scratch_bytes = bytes;
-        self
-    }
-
-    /// How long the compiler may take over a crate before the source counts as one that does not
-    /// compile. Default: ten minutes.
-    pub fn build_limit(mut self, limit: Duration) -> Self {
-        self.build_limit = limit;
-        self
-    }
-
-    /// Where corpora and build products are kept for all studies. Default: [`cache_dir`].
-    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.cache_dir = Some(folder.into());
-        self
-    }
-
-    /// The program to run as worker. Default: this one, again. Its `main` must begin with
-    /// [`overnight::worker::run_if_worker()`](crate::worker::run_if_worker).
-    pub fn worker_program(mut self, program: impl Into<PathBuf>) -> Self {
-        self.worker_program = Some(program.into());
         self
     }
 
@@ -348,7 +216,8 @@ impl StudyBuilder {
     /// Whatever would make the night useless, said before it begins: a missing program, unusable
     /// data, a folder that belongs to another configuration or to another running study.
     pub fn open(mut self) -> Result<Study> {
-        if worker::is_worker() {
+        #[cfg(feature = "trainer")]
+        if crate::worker::is_worker() {
             return Err(Error::InsideWorker);
         }
         self.budget.check()?;
@@ -420,103 +289,9 @@ impl StudyBuilder {
         Ok(study)
     }
 
-    /// A trainer crate, on data, in bits per byte.
-    fn trainer_on_data(&self, dir: &Path) -> Result<Subject> {
-        let cache = match &self.cache_dir {
-            Some(cache) => cache.clone(),
-            None => cache_dir()?,
-        };
-        fs::create_dir_all(&cache).map_err(Error::io("create", &cache))?;
-        let cache = cache.canonicalize().map_err(Error::io("open", &cache))?;
-        let threads = match self.threads {
-            Some(threads) => threads.max(1),
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
-        let trainer = match &self.trainer {
-            Some(folder) => TrainerCrate::open(folder)?,
-            None => TrainerCrate::template(&cache)?,
-        };
-        let trainer = if self.allow_unsafe { trainer.allow_unsafe()? } else { trainer };
-        // Before anything takes its time.
-        let compiles = compiles_for_cards(trainer.folder());
-        let card = self.cuda_device.map(|ordinal| Card::open(ordinal, compiles)).transpose()?;
-        let options = PrepareOptions { vocab_size: self.vocab_size, cache_dir: cache.join("data") };
-        let observers = &self.observers;
-        let dataset = Dataset::prepare(&self.data, &options, |preparing| {
-            let stage = preparing.stage.to_string();
-            let (done, total) = (preparing.done, preparing.total);
-            observers.tell(Event::Preparing { stage, done, total });
-        })?;
-        let exam = Exam::prepare(&dataset, Split::Validation, &self.rules)?;
-        let test = Exam::prepare(&dataset, Split::Test, &self.rules).ok();
-        let cargo = Cargo::open_for(card.clone(), &trainer, &cache, self.stop.clone())?;
-        if let Some(damaged) = cargo.heal()? {
-            let damaged = damaged.file_name().unwrap_or_default().to_string_lossy();
-            let remark = format!("{damaged} is not what the compiler left: all is compiled anew");
-            self.observers.tell(Event::Noted { remark });
-        }
-        let mut cargo = cargo.limited_to(self.build_limit);
-        let program = match &self.worker_program {
-            Some(program) => program.clone(),
-            None => std::env::current_exe().map_err(Error::io("find", "the running program"))?,
-        };
-        let setup = Setup {
-            vocab_size: dataset.vocab_size(),
-            max_seq_len: self.rules.seq_len,
-            seed: self.seed,
-            threads,
-            cuda_device: card.as_ref().map(Card::ordinal_in_worker),
-        };
-        let (limits, sandbox, stop) = (self.limits, self.sandbox, self.stop.clone());
-        let bounds = Bounds::default();
-        let known = card.as_ref().and_then(|card| card.identity.clone());
-        let runner = Runner { program, setup, card, limits, bounds, sandbox, stop };
-        let mut missing = runner.check(dir)?;
-        // A compiler needs less of the system than a worker does.
-        if sandbox != Sandbox::Off && cfg!(target_os = "linux") {
-            let problem = cargo.confine(&runner.program)?;
-            missing.extend(problem.map(|problem| format!("sandbox for the compiler: {problem}")));
-            if sandbox == Sandbox::Strict && !missing.is_empty() {
-                return Err(Error::Sandbox { missing: missing.join("; ") });
-            }
-        }
-        if !missing.is_empty() {
-            self.observers.tell(Event::Unconfined { missing });
-        }
-        let config = TrainerConfig {
-            budget: self.budget,
-            data: self.data.to_string(),
-            data_fingerprint: dataset.fingerprint().to_owned(),
-            vocab_size: dataset.vocab_size(),
-            max_seq_len: self.rules.seq_len,
-            exam_windows: self.rules.windows,
-            exam_comparisons: self.rules.comparisons,
-            trainer_fingerprint: trainer.fingerprint().to_owned(),
-            allows_unsafe: self.allow_unsafe,
-            toolchain: cargo.toolchain().to_owned(),
-            threads,
-            cuda_device: self.cuda_device,
-            card: known.as_ref().map(|card| card.name.clone()),
-            card_uuid: known.map(|card| card.uuid),
-        };
-        Ok(Subject {
-            objective: Objective::Trainer(config),
-            description: dataset.describe(),
-            references: trainer.references(),
-            project: trainer.project().clone(),
-            laboratory: Box::new(TrainerLaboratory {
-                tokens: dataset.path(Split::Train),
-                bos: dataset.bos(),
-                budget: self.budget,
-                exam,
-                test,
-                cargo,
-                runner,
-                is_bounded: self.is_bounded,
-                baseline: None,
-                is_shared: self.is_shared,
-            }),
-        })
+    #[cfg(not(feature = "trainer"))]
+    fn trainer_on_data(&self, _dir: &Path) -> Result<Subject> {
+        Err(Error::NoObjective)
     }
 
     /// A command that prints a number.
@@ -550,13 +325,13 @@ impl StudyBuilder {
 }
 
 /// What a study edits and measures.
-struct Subject {
-    objective: Objective,
+pub(super) struct Subject {
+    pub objective: Objective,
     /// One line for the log.
-    description: String,
-    references: Vec<(String, String)>,
-    project: Project,
-    laboratory: Box<dyn Laboratory>,
+    pub description: String,
+    pub references: Vec<(String, String)>,
+    pub project: Project,
+    pub laboratory: Box<dyn Laboratory>,
 }
 
 /// One process a study: two would take turns at overwriting each other's trial.
@@ -581,12 +356,3 @@ fn lock(dir: &Path) -> Result<File> {
 /// How long a lock may last of which nobody knows: an owner that is being killed still has it, and so has a program
 /// that another thread is just starting, until it has become that program.
 const LOCKED: Duration = Duration::from_secs(1);
-
-/// Where corpora and build products are kept unless a study says otherwise: `overnight` in the
-/// user's cache folder, or what the variable `OVERNIGHT_CACHE` says.
-pub fn cache_dir() -> Result<PathBuf> {
-    match std::env::var_os("OVERNIGHT_CACHE") {
-        Some(folder) => Ok(folder.into()),
-        None => dirs::cache_dir().map(|cache| cache.join("overnight")).ok_or(Error::NoCacheFolder),
-    }
-}

@@ -11,13 +11,17 @@ mod recall;
 mod repair;
 mod rerun;
 mod tell;
+#[cfg(feature = "trainer")]
+mod training;
 
 pub use ask::Asked;
-pub use builder::{StudyBuilder, cache_dir};
+pub use builder::StudyBuilder;
 pub use certify::{Ablation, Certificate};
 pub use optimize::{Ended, Until};
 pub use rerun::Rerun;
 pub use tell::Measured;
+#[cfg(feature = "trainer")]
+pub use training::cache_dir;
 
 use crate::{
     Error, Event, Outcome, Result, StopHandle, Trial,

@@ -96,7 +96,7 @@ fn crates(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         complaint,
     };
     let output = crate::lifeline::output(&mut command);
-    let output = output.map_err(|error| crate::cargo::missing("cargo", error))?;
+    let output = output.map_err(Error::missing("cargo"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let metadata = cargo_metadata::MetadataCommand::parse(&text)
         .map_err(|_| fail(String::from_utf8_lossy(&output.stderr).into_owned()))?;

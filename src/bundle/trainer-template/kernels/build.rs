@@ -1,0 +1,1 @@
+../../../../trainer-template/kernels/build.rs
