@@ -159,7 +159,7 @@ impl std::str::FromStr for Device {
     }
 }
 
-fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     // First of all: a study runs this program again for every trial.
     overnight::worker::run_if_worker();
     let options = Options::parse();

@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 /// What a trial may spend on training.
 ///
-/// Written as `5m`, `90s`, `1h`, `500ms` or `200steps`.
+/// Written as `5m`, `90s`, `1h30m`, `500ms` or `200steps`; spaces do no harm, as in `5 min`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Budget {
@@ -16,11 +16,11 @@ pub enum Budget {
     Steps(u64),
 }
 
-const NO_TIME: &str = "nothing can be learned in no time";
-
 const LONGEST: Duration = Duration::from_hours(7 * 24);
 
-const TOO_LONG: &str = "it is longer than a week";
+const TOO_LONG: &str = "a week is the longest";
+const NO_NUMBER: &str = "start with a number";
+const NOT_BOTH: &str = "give one time, or one number of steps";
 
 impl Budget {
     /// The wall clock's limit, if it is one.
@@ -37,13 +37,19 @@ impl Budget {
     /// No time, no steps, a fraction of a millisecond, more than a week.
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |problem| Error::Budget { text: format!("{self:?}"), problem };
+        self.problem().map_or(Ok(()), |problem| Err(refuse(problem)))
+    }
+
+    fn problem(&self) -> Option<&'static str> {
         match *self {
-            Self::Steps(0) | Self::WallClock(Duration::ZERO) => Err(refuse(NO_TIME)),
-            Self::WallClock(limit) if limit > LONGEST => Err(refuse(TOO_LONG)),
-            Self::WallClock(limit) if limit.subsec_nanos() % 1_000_000 != 0 => {
-                Err(refuse("it is no whole number of milliseconds"))
+            Self::Steps(0) | Self::WallClock(Duration::ZERO) => {
+                Some("it must be greater than zero")
             }
-            _ => Ok(()),
+            Self::WallClock(limit) if limit > LONGEST => Some(TOO_LONG),
+            Self::WallClock(limit) if limit.subsec_nanos() % 1_000_000 != 0 => {
+                Some("it must be a whole number of milliseconds")
+            }
+            _ => None,
         }
     }
 
@@ -68,24 +74,45 @@ impl FromStr for Budget {
 
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |problem| Error::Budget { text: text.to_owned(), problem };
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| refuse("it must start with a number"))?;
-        let millis_each = match unit.trim() {
-            "steps" | "step" if number > 0 => return Ok(Self::Steps(number)),
-            "ms" => 1,
-            "s" => 1_000,
-            "m" | "min" => 60_000,
-            "h" => 3_600_000,
-            "steps" | "step" => return Err(refuse(NO_TIME)),
-            _ => return Err(refuse("its unit is none of ms, s, m, h, steps")),
-        };
-        if number == 0 {
-            return Err(refuse(NO_TIME));
+        let mut rest = text.trim();
+        if rest.is_empty() {
+            return Err(refuse(NO_NUMBER));
         }
-        let millis = number.checked_mul(millis_each).ok_or_else(|| refuse("it is too long"))?;
-        let limit = Duration::from_millis(millis);
-        if limit > LONGEST { Err(refuse(TOO_LONG)) } else { Ok(Self::WallClock(limit)) }
+        let (mut steps, mut millis) = (None, None::<u64>);
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let (number, behind) = rest.split_at(digits);
+            let behind = behind.trim_start();
+            let letters = behind.find(|c: char| !c.is_alphabetic()).unwrap_or(behind.len());
+            let (unit, behind) = behind.split_at(letters);
+            rest = behind.trim_start();
+            if number.is_empty() {
+                return Err(refuse(NO_NUMBER));
+            }
+            let number: u64 = number.parse().map_err(|_| refuse(TOO_LONG))?;
+            let millis_each = match unit {
+                "steps" | "step" if steps.or(millis).is_some() => return Err(refuse(NOT_BOTH)),
+                "steps" | "step" => {
+                    steps = Some(number);
+                    continue;
+                }
+                "ms" => 1,
+                "s" | "sec" => 1_000,
+                "m" | "min" => 60_000,
+                "h" => 3_600_000,
+                "" => return Err(refuse("add a unit")),
+                _ => return Err(refuse("the units are ms, s, m, h and steps")),
+            };
+            let more = number.checked_mul(millis_each);
+            let sum = more.and_then(|more| millis.unwrap_or(0).checked_add(more));
+            millis = Some(sum.ok_or_else(|| refuse(TOO_LONG))?);
+        }
+        let budget = match (steps, millis) {
+            (Some(steps), None) => Self::Steps(steps),
+            (None, Some(millis)) => Self::WallClock(Duration::from_millis(millis)),
+            _ => return Err(refuse(NOT_BOTH)),
+        };
+        budget.problem().map_or(Ok(budget), |problem| Err(refuse(problem)))
     }
 }
 
@@ -143,13 +170,41 @@ mod tests {
             let budget: Budget = text.parse().unwrap();
             assert_eq!(budget.to_string(), text);
         }
-        assert_eq!("60s".parse::<Budget>().unwrap(), "1m".parse().unwrap());
+        for (text, same) in [
+            ("60s", "1m"),
+            ("1h30m", "90m"),
+            ("2h", "120m"),
+            ("5 min", "5m"),
+            (" 1 h 30 s ", "3630s"),
+            ("200 steps", "200steps"),
+        ] {
+            let (budget, other): (Budget, Budget) = (text.parse().unwrap(), same.parse().unwrap());
+            assert_eq!(budget, other, "{text}");
+        }
     }
 
     #[test]
     fn an_empty_unbounded_or_unitless_budget_is_refused() {
-        for text in ["", "0s", "0steps", "5", "five minutes", "-3s", "99999999999999999h", "200h"] {
-            assert!(text.parse::<Budget>().is_err(), "{text:?} was taken");
+        for (text, said) in [
+            ("", NO_NUMBER),
+            ("0s", "greater than zero"),
+            ("0steps", "greater than zero"),
+            ("5", "add a unit"),
+            ("1h30", "add a unit"),
+            ("five minutes", NO_NUMBER),
+            ("-3s", NO_NUMBER),
+            ("5 parsecs", "the units are"),
+            ("5m 20steps", NOT_BOTH),
+            ("20steps 5m", NOT_BOTH),
+            ("20steps 20steps", NOT_BOTH),
+            ("99999999999999999h", TOO_LONG),
+            ("999999999999999999999s", TOO_LONG),
+            ("200h", TOO_LONG),
+        ] {
+            let error = text.parse::<Budget>().unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
         }
+        let error = "5".parse::<Budget>().unwrap_err().to_string();
+        assert_eq!(error, "invalid budget \"5\": add a unit (examples: 90s, 5m, 1h30m, 200steps)");
     }
 }

@@ -43,11 +43,13 @@ impl Objective {
 /// What a trainer's numbers depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainerConfig {
+    /// What each trial may spend on training.
     pub budget: Budget,
     /// The data as it was asked for.
     pub data: String,
     /// What the data came to: a hash of texts, tokenizer and split.
     pub data_fingerprint: String,
+    /// Tokens of the tokenizer.
     pub vocab_size: usize,
     /// Tokens in the longest window, and in every window of the exam.
     pub max_seq_len: usize,
@@ -83,7 +85,9 @@ pub struct CommandConfig {
     pub edited: String,
     /// Hash of the other files.
     pub project_fingerprint: String,
+    /// The name of the number that the command prints.
     pub metric: String,
+    /// Whether more of it is better.
     pub higher_is_better: bool,
     /// Wall-clock seconds after which a trial is killed.
     pub limit_seconds: f64,

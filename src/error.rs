@@ -6,6 +6,7 @@ use std::{io, path::PathBuf};
 /// The library's one error: each says what failed, where, and what to try.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "the message says what each field is")]
 pub enum Error {
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -35,7 +36,7 @@ pub enum Error {
     NoObjective,
 
     /// The text is no budget.
-    #[error("{text:?} is no budget: {problem} (examples: 5m, 90s, 200steps)")]
+    #[error("invalid budget {text:?}: {problem} (examples: 90s, 5m, 1h30m, 200steps)")]
     Budget { text: String, problem: &'static str },
 
     /// There is nothing to learn from.
@@ -92,12 +93,12 @@ pub enum Error {
     BaselineIsOpen,
 
     /// There is nothing to improve on.
-    #[error("the unchanged trainer came to nothing: {reason}; see {}", folder.display())]
+    #[error("the unchanged trainer failed: {reason}; see {}", folder.display())]
     Baseline { reason: String, folder: PathBuf },
 
     /// The text names no proposer, or one that has nothing to propose.
     #[error(
-        "{text:?} proposes nothing: {problem} (examples: tuner, replay:DIR, command:claude, chat:MODEL)"
+        "invalid proposer {text:?}: {problem} (examples: tuner, replay:DIR, command:claude, chat:MODEL)"
     )]
     ProposerSpec {
         /// As written on the command line.
@@ -106,15 +107,17 @@ pub enum Error {
     },
 
     /// The text names no rule of the judge's.
-    #[error("{text:?} is no rule to judge by (posterior, greedy or significant)")]
+    #[error("invalid judge {text:?}: choose posterior, greedy or significant")]
     JudgeRule { text: String },
 
     /// The text is no allowance.
-    #[error("{text:?} is no allowance (examples: 5usd, 2000000tokens)")]
+    #[error("invalid spending limit {text:?} (examples: 5usd, 2000000tokens)")]
     Allowance { text: String },
 
     /// The text is no price of tokens.
-    #[error("{text:?} is no price: give dollars for a million tokens read and written, as in 3/15")]
+    #[error(
+        "invalid price {text:?}: give dollars for a million tokens read and written, as in 3/15"
+    )]
     Price { text: String },
 
     /// The proposer gave up.
@@ -144,7 +147,7 @@ pub enum Error {
     NoWorker { program: PathBuf, problem: String },
 
     /// The system cannot confine workers as a strict sandbox wants.
-    #[error("this system cannot confine a trainer: there is no {missing}")]
+    #[error("this system cannot confine a trainer: it lacks {missing}")]
     Sandbox { missing: String },
 
     /// Ctrl-C and its like are handled by somebody else.
@@ -152,7 +155,7 @@ pub enum Error {
     Signals(#[source] io::Error),
 
     /// The system names no folder for caches.
-    #[error("there is no home for caches: set OVERNIGHT_CACHE to a folder")]
+    #[error("no folder for caches: set OVERNIGHT_CACHE to one")]
     NoCacheFolder,
 
     /// The system has no randomness to give.

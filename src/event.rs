@@ -8,6 +8,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant says what its fields are")]
 pub enum Event {
     /// Data is being prepared: `done` of `total` units of a stage such as "training the tokenizer".
     Preparing { stage: String, done: u64, total: u64 },

@@ -1,6 +1,7 @@
 //! The way to end a study from outside: a flag that its long waits look at.
 
 use crate::{Error, Result};
+use parking_lot::{Condvar, Mutex};
 use std::{
     io::{self, Write},
     sync::{
@@ -17,9 +18,15 @@ use std::{
 #[derive(Debug, Clone, Default)]
 pub struct StopHandle {
     pulled: Arc<AtomicBool>,
-    paused: Arc<AtomicBool>,
+    pause: Arc<Pause>,
     /// Pulls this one, too.
     above: Option<Box<Self>>,
+}
+
+#[derive(Debug, Default)]
+struct Pause {
+    is_on: Mutex<bool>,
+    changed: Condvar,
 }
 
 /// How often a paused study looks whether it may go on.
@@ -65,23 +72,24 @@ impl StopHandle {
     /// Lets the trial that is under way come to its end, and has the study begin no other until it may
     /// [go on](Self::resume).
     pub fn pause(&self) {
-        self.paused.store(true, Ordering::Relaxed);
+        *self.pause.is_on.lock() = true;
     }
 
     /// Ends a pause.
     pub fn resume(&self) {
-        self.paused.store(false, Ordering::Relaxed);
+        *self.pause.is_on.lock() = false;
+        self.pause.changed.notify_all();
     }
 
     /// Whether the study is to begin no other trial for now.
     pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
-            || self.above.as_ref().is_some_and(|above| above.is_paused())
+        *self.pause.is_on.lock() || self.above.as_ref().is_some_and(|above| above.is_paused())
     }
 
     pub(crate) fn wait_while_paused(&self) {
         while self.is_paused() && !self.is_stopped() {
-            std::thread::sleep(TICK);
+            // Not without end: it may be a handle above this one that is stopped, or resumed.
+            self.pause.changed.wait_for(&mut self.pause.is_on.lock(), TICK);
         }
     }
 
@@ -93,7 +101,7 @@ impl StopHandle {
 
     /// For a part of the study that ends with it, or alone.
     pub(crate) fn of_a_part(&self) -> Self {
-        Self { pulled: Arc::default(), paused: Arc::default(), above: Some(Box::new(self.clone())) }
+        Self { pulled: Arc::default(), pause: Arc::default(), above: Some(Box::new(self.clone())) }
     }
 }
 

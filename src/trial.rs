@@ -25,11 +25,13 @@ pub struct Trial {
     pub description: String,
     /// What the trial came to in autoresearch's words; follows from `outcome` and the judge.
     pub status: Status,
+    /// How it ended.
     #[serde(flatten)]
     pub outcome: Outcome,
     /// Why it ended so, for a person: a compiler's first error, a panic's message, the comparison
     /// that rejected the exam, or what the judge says.
     pub reason: Option<String>,
+    /// What was measured.
     #[serde(flatten)]
     pub measurement: Measurement,
     /// The seed that the trainer was handed.
@@ -67,6 +69,7 @@ pub struct Trial {
 /// A trial and its incumbent, measured once more under a seed that both have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Repetition {
+    /// The seed of both.
     pub seed: u64,
     /// The trial's score.
     pub score: f64,
@@ -138,7 +141,9 @@ pub struct Measurement {
 /// A number that a command printed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
+    /// As the command prints it.
     pub name: String,
+    /// The number.
     pub value: f64,
     /// Whether more of it is better.
     pub higher_is_better: bool,
@@ -160,6 +165,7 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant says what its field is")]
 pub enum Outcome {
     /// Trained, sat the exam, and the two rooms agreed.
     Measured,

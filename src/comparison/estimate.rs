@@ -10,6 +10,7 @@ use std::{
 /// A mean, with the interval that covers its true value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
+    /// The mean over the repetitions.
     pub mean: f64,
     /// From and to. `None` where there is too little to tell.
     pub interval: Option<(f64, f64)>,

@@ -79,7 +79,9 @@ pub struct Comparison {
 pub struct Turn<'a> {
     /// From 0.
     pub repetition: usize,
+    /// The contender's name.
     pub contender: &'a str,
+    /// What came of its turn.
     pub trial: &'a Trial,
 }
 

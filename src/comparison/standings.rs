@@ -17,6 +17,7 @@ use std::{cmp::Ordering, fmt};
 pub struct Standings {
     /// Trials beyond the baseline that every contender was granted.
     pub rounds: usize,
+    /// How often everything was repeated under another seed.
     pub repetitions: usize,
     /// The unit of all gains.
     pub unit: String,
@@ -30,11 +31,13 @@ pub struct Standings {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Standing {
+    /// The contender's.
     pub name: String,
     /// Trials beyond the baseline; fewer than were granted where it had nothing left to propose.
     pub trials: f64,
     /// How many of them were kept.
     pub kept: f64,
+    /// Trials that came to nothing, a repetition.
     pub crashed: f64,
     /// The score of the best trial.
     pub best: f64,
@@ -52,7 +55,9 @@ pub struct Standing {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Lead {
+    /// The better one.
     pub leader: String,
+    /// The one that it is compared with.
     pub other: String,
     /// The difference in mean gain, by which progress is judged.
     pub mean_gain: Estimate,

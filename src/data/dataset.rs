@@ -36,16 +36,22 @@ pub struct Dataset {
 /// A part of a corpus. No text is in two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
+    /// What trainers learn from.
     Train,
+    /// What every trial is scored on.
     Validation,
+    /// What kept trials are scored on as well, for the morning: no decision knows it.
     Test,
 }
 
 /// How far preparation has come: `done` of `total` units of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preparing {
+    /// What is being done.
     pub stage: Stage,
+    /// How much of it is done, in the stage's units.
     pub done: u64,
+    /// How much there is to do.
     pub total: u64,
 }
 

@@ -11,6 +11,7 @@ use rand_distr::{Distribution, StandardNormal};
 /// How changes turn out. The noise of one measurement is 1 at first, which is the unit of all gains.
 #[derive(Debug, Clone, Copy)]
 pub struct World {
+    /// For a table.
     pub name: &'static str,
     /// Share of changes without any effect.
     pub nothing: f64,

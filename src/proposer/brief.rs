@@ -53,6 +53,7 @@ pub struct Brief<'a> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Running {
+    /// Its number.
     pub trial: usize,
     /// Whose proposal it is.
     pub proposer: String,

@@ -159,6 +159,7 @@ impl Proposal {
 /// Why a proposal came to nothing, as its proposer hears of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant says what its fields are")]
 pub enum Fault {
     /// But for formatting and comments, it is what this trial tried.
     Repeats { trial: usize },

@@ -81,7 +81,9 @@ impl fmt::Display for ProposerSpec {
 /// What a study's proposers may use up in all: `5usd` or `2000000tokens`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Allowance {
+    /// Dollars.
     Usd(f64),
+    /// Tokens, read and written together.
     Tokens(u64),
 }
 

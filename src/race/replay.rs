@@ -16,6 +16,7 @@ pub struct Replay {
     pub lost: Vec<usize>,
     /// The night with its whole budgets, and with what would have been spent of them.
     pub full: Spent,
+    /// With the race.
     pub raced: Spent,
 }
 

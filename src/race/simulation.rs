@@ -14,6 +14,7 @@ use rand_distr::{Distribution, Exp1, StandardNormal};
 /// How changes turn out, and what the loss says of it on the way.
 #[derive(Debug, Clone, Copy)]
 pub struct World {
+    /// For a table.
     pub name: &'static str,
     /// Share of changes without any effect.
     pub nothing: f64,

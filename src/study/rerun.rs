@@ -10,9 +10,11 @@ use std::fs;
 /// What a recorded trial came to when it was measured again. It is not in the ledger.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rerun {
+    /// How it ended.
     pub outcome: Outcome,
     /// Why it came to nothing, if it did.
     pub reason: Option<String>,
+    /// What was measured.
     pub measurement: Measurement,
 }
 
