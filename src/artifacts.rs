@@ -3,7 +3,10 @@
 //! cargo goes by time stamps: a library that a full disk cut short, or a power cut emptied, it takes for whole. Every
 //! trial after that would fail, and none of them by its own fault. So what a build left is looked at before a night.
 
-use crate::{Error, Result, hash::sha256_of_file};
+use crate::{
+    error::{Error, Result},
+    hash::sha256_of_file,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,

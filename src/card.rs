@@ -1,6 +1,9 @@
 //! The card that a study computes on: which one it is, and where its compiler and its libraries are.
 
-use crate::{Error, Result, process::Group};
+use crate::{
+    error::{Error, Result},
+    process::Group,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     env,

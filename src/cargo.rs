@@ -5,10 +5,10 @@
 //! compiler's incremental state go by. Only `src/train.rs` is written for a trial.
 
 use crate::{
-    Error, Result,
     artifacts::Artifacts,
     card::{self, Card},
-    environment::{cargo, cargo_at, cargo_that_downloads},
+    environment::{cargo, cargo_at, fetch, last_lines},
+    error::{Error, Result},
     foreign,
     hash::sha256,
     lifeline,
@@ -570,28 +570,6 @@ fn kernel() -> String {
     return String::new();
 }
 
-/// Makes sure that what the lock file in `folder` names is on this machine.
-pub(crate) fn fetch(folder: &Path) -> Result<()> {
-    let fetch = |arguments: &[&str]| {
-        let mut command = cargo_that_downloads();
-        let output = lifeline::output(command.arg("fetch").args(arguments).current_dir(folder));
-        output.map_err(Error::missing("cargo"))
-    };
-    // Offline first: a machine that has the crates needs no network, nor time for it.
-    if fetch(&["--locked", "--offline"])?.status.success() {
-        return Ok(());
-    }
-    let online = fetch(&["--locked"])?;
-    if online.status.success() {
-        return Ok(());
-    }
-    Err(Error::Command {
-        command: "cargo fetch --locked".to_owned(),
-        folder: folder.to_owned(),
-        complaint: last_lines(&String::from_utf8_lossy(&online.stderr)),
-    })
-}
-
 fn toolchain(folder: &Path) -> Result<String> {
     let output = Command::new("rustc").arg("-vV").current_dir(folder).output();
     let output = output.map_err(Error::missing("rustc"))?;
@@ -671,11 +649,6 @@ fn summarised(diagnostic: &cargo_metadata::diagnostic::Diagnostic) -> String {
     let span = diagnostic.spans.iter().find(|span| span.is_primary);
     let place = span.map(|span| format!("{}:{}: ", span.file_name, span.line_start));
     format!("{}{}", place.unwrap_or_default(), diagnostic.message)
-}
-
-fn last_lines(text: &str) -> String {
-    let lines: Vec<_> = text.trim().lines().collect();
-    lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
 #[cfg(test)]

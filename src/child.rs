@@ -1,23 +1,24 @@
 //! A worker process, as its parent has it: started, asked, looked after, killed.
 
 use crate::{
-    Error, Outcome, Result,
     card::{self, Card},
     conditions::{Conditions, Watch, processor_time},
     conversation::{Conversation, Heard},
+    error::{Error, Result},
     foreign::{self, Extent},
-    laboratory::Halt,
+    halt::Halt,
     log::Log,
     plugin::{Failure, shortened},
     process::Group,
-    proposer::text::acts,
-    runner::{Runner, Sandbox},
+    record::Outcome,
     stop::StopHandle,
+    text::acts,
     worker::{
         self,
         protocol::{Answer, Request, frame},
         sandbox::Confinement,
     },
+    workers::{Runner, Sandbox},
 };
 use crossbeam_channel::Receiver;
 use std::{

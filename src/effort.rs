@@ -4,28 +4,8 @@
 //! the unchanged baseline needed for the same on this machine: generous enough for a larger model,
 //! far too little to learn anything in.
 
-use crate::{Budget, Measurement};
-use serde::{Deserialize, Serialize};
+use crate::record::{Budget, Effort, Measurement};
 use std::time::Duration;
-
-/// What a trial needed outside of its training budget.
-///
-/// All but the first is processor time of all threads of a worker, or wall-clock time where the
-/// trainer computes on a card, whose time no processor tells.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Effort {
-    /// Wall clock, from handing out the last batch to the closed checkpoint: the step in flight, and
-    /// saving.
-    pub closing_seconds: f64,
-    /// `new`, in the worker that trained.
-    pub new_seconds: f64,
-    /// `load`, in the room that needed more.
-    pub load_seconds: f64,
-    /// All answers of the fast room.
-    pub score_seconds: f64,
-    /// All answers of the honest room.
-    pub logits_seconds: f64,
-}
 
 /// A candidate may need so many times the baseline's effort: room for a larger model.
 const TIMES: f64 = 10.0;

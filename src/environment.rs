@@ -1,5 +1,9 @@
 //! What cargo, and all that it starts, is told of the environment.
 
+use crate::{
+    error::{Error, Result},
+    lifeline,
+};
 use std::{path::Path, process::Command};
 
 /// What a compiler and the build scripts of dependencies may know of the environment: where things
@@ -96,6 +100,33 @@ fn cargo_for(program: &Path, purpose: Purpose) -> Command {
         command.env("RUSTC_WRAPPER", "").env("RUSTC_WORKSPACE_WRAPPER", "");
     }
     command
+}
+
+/// Makes sure that what the lock file in `folder` names is on this machine.
+pub(crate) fn fetch(folder: &Path) -> Result<()> {
+    let fetch = |arguments: &[&str]| {
+        let mut command = cargo_that_downloads();
+        let output = lifeline::output(command.arg("fetch").args(arguments).current_dir(folder));
+        output.map_err(Error::missing("cargo"))
+    };
+    // Offline first: a machine that has the crates needs no network, nor time for it.
+    if fetch(&["--locked", "--offline"])?.status.success() {
+        return Ok(());
+    }
+    let online = fetch(&["--locked"])?;
+    if online.status.success() {
+        return Ok(());
+    }
+    Err(Error::Command {
+        command: "cargo fetch --locked".to_owned(),
+        folder: folder.to_owned(),
+        complaint: last_lines(&String::from_utf8_lossy(&online.stderr)),
+    })
+}
+
+pub(crate) fn last_lines(text: &str) -> String {
+    let lines: Vec<_> = text.trim().lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
 #[cfg(test)]

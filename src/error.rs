@@ -1,6 +1,5 @@
 //! Why a study cannot go on; what becomes of a single trial is an [`Outcome`](crate::Outcome) instead.
 
-use crate::proposer::ProposeError;
 use std::{io, path::PathBuf};
 
 /// The library's one error: each says what failed, where, and what to try.
@@ -180,4 +179,22 @@ impl Error {
     pub(crate) fn missing(program: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Program { program, source }
     }
+}
+
+/// Why there is no proposal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// There is nothing left to try. Where no other proposer is left, the study ends well.
+    #[error("nothing is left to propose")]
+    Exhausted,
+    /// Not this time: the proposer is asked again after a pause.
+    #[error("{0}")]
+    Failed(String),
+    /// Never: where no other proposer is left, the study ends with this as its error.
+    #[error("{0}")]
+    Unable(String),
+    /// The study was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }

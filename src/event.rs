@@ -1,6 +1,6 @@
 //! What a study tells its observers while it works.
 
-use crate::Trial;
+use crate::record::Trial;
 use serde::Serialize;
 use std::path::PathBuf;
 

@@ -7,11 +7,12 @@
 //! With k comparisons, a lie about a share p of the tokens survives with probability (1 - p)^k.
 
 use crate::{
-    Error, Outcome, Result,
     data::{Dataset, Split, Windows},
-    effort::Effort,
-    laboratory::Halt,
-    runner::{Question, Runner},
+    error::{Error, Result},
+    halt::Halt,
+    record::{Effort, Outcome},
+    runner::Question,
+    workers::Runner,
 };
 use std::{
     path::Path,

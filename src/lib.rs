@@ -71,7 +71,6 @@
 
 #[cfg(feature = "trainer")]
 mod artifacts;
-mod budget;
 #[cfg(feature = "trainer")]
 mod bundle;
 #[cfg(feature = "trainer")]
@@ -82,7 +81,6 @@ mod cargo;
 mod child;
 pub mod comparison;
 mod conditions;
-mod config;
 #[cfg(feature = "trainer")]
 mod conversation;
 #[cfg(feature = "trainer")]
@@ -96,10 +94,10 @@ mod event;
 pub mod exam;
 mod foreign;
 mod git;
+mod halt;
 mod hash;
 pub mod judge;
 mod laboratory;
-mod ledger;
 mod lifeline;
 mod log;
 #[cfg(feature = "trainer")]
@@ -108,49 +106,54 @@ mod macros;
 pub mod mcp;
 mod observers;
 #[cfg(feature = "trainer")]
+mod outline;
+#[cfg(feature = "trainer")]
 pub mod plugin;
 mod process;
 mod project;
 pub mod proposer;
 pub mod race;
+mod record;
 pub mod report;
 #[cfg(feature = "trainer")]
 mod runner;
 #[cfg(feature = "trainer")]
 mod settings;
 mod source;
+mod statistics;
 mod stop;
 mod study;
 #[cfg(feature = "trainer")]
 mod supply;
+mod text;
 #[cfg(feature = "trainer")]
 mod trainer_crate;
-mod trial;
 #[cfg(feature = "trainer")]
 pub mod worker;
+#[cfg(feature = "trainer")]
+mod workers;
 mod workspace;
 
-pub use budget::Budget;
 #[cfg(feature = "trainer")]
 pub use cargo::{Build, Cargo};
 pub use conditions::Conditions;
-pub use config::{CommandConfig, Config, Objective, TrainerConfig};
-pub use effort::Effort;
 pub use error::{Error, Result};
 pub use event::Event;
-pub use judge::{Claim, Evidence, JudgeRule};
+pub use judge::Claim;
 pub use laboratory::CommandObjective;
-pub use ledger::Ledger;
 pub use observers::events;
-#[cfg(feature = "trainer")]
-pub use runner::Sandbox;
+pub use record::{
+    Budget, CommandConfig, Config, Effort, Evidence, JudgeRule, Ledger, Measurement, Metric,
+    Objective, Outcome, Repetition, Status, TrainerConfig, Trial,
+};
 pub use stop::StopHandle;
 #[cfg(feature = "trainer")]
 pub use study::cache_dir;
 pub use study::{Ablation, Asked, Certificate, Ended, Measured, Rerun, Study, StudyBuilder, Until};
 #[cfg(feature = "trainer")]
 pub use trainer_crate::TrainerCrate;
-pub use trial::{Measurement, Metric, Outcome, Repetition, Status, Trial};
+#[cfg(feature = "trainer")]
+pub use workers::Sandbox;
 
 /// What the README says of the library compiles.
 #[cfg(all(doctest, feature = "trainer"))]

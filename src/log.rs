@@ -1,6 +1,6 @@
 //! What a program prints, kept in a file of bounded size.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},

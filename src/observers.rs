@@ -1,7 +1,7 @@
 //! Who hears of a study's events, each on a thread of its own: one that is slow or panics neither slows nor ends the
 //! loop.
 
-use crate::Event;
+use crate::event::Event;
 use std::{
     sync::{
         Arc,

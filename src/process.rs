@@ -1,12 +1,12 @@
 //! A program that is run to its end or to its time limit, with all that it has started.
 
 use crate::{
-    Result, StopHandle,
     conditions::{Conditions, Watch, processor_time_of},
-    error::Error,
+    error::{Error, Result},
     foreign::{self, Mark},
     lifeline::Lifeline,
     log::Log,
+    stop::StopHandle,
 };
 use crossbeam_channel::bounded;
 use std::{

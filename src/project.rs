@@ -1,6 +1,10 @@
 //! A folder of files, one of which proposers edit.
 
-use crate::{Error, Result, foreign, hash::sha256_of_parts};
+use crate::{
+    error::{Error, Result},
+    foreign,
+    hash::sha256_of_parts,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

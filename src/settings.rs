@@ -5,7 +5,11 @@
 //! which linker there is, a build needs. Where a user has set the former, builds get a home for cargo of
 //! their own, with the latter alone, and begin where no folder above them has a configuration.
 
-use crate::{Error, Result, foreign, project::write_if_changed};
+use crate::{
+    error::{Error, Result},
+    foreign,
+    project::write_if_changed,
+};
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,6 +1,6 @@
 //! The way to end a study from outside: a flag that its long waits look at.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use parking_lot::{Condvar, Mutex};
 use std::{
     io::{self, Write},

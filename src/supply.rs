@@ -1,9 +1,10 @@
 //! The parent's side of training: batches handed out, counted and timed.
 
 use crate::{
-    Budget, Result,
     data::Loader,
     effort::Times,
+    error::Result,
+    record::Budget,
     worker::protocol::{Progress, check_shape, write_tokens},
 };
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
 //! The crate that a study trains: one file to edit, the others fixed.
 
 use crate::{
-    Error, Result,
     bundle::FILES,
+    error::{Error, Result},
     hash::sha256_of_parts,
+    outline::outline,
     project::{Project, write_if_changed},
-    proposer::outline,
 };
 use std::{
     collections::BTreeMap,

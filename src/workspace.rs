@@ -1,8 +1,10 @@
 //! The study's git repository: one branch, one commit a kept trial.
 
 use crate::{
-    Error, Ledger, Measurement, Result, Trial, foreign, git, project::Project,
-    study::name_of_source,
+    error::{Error, Result},
+    foreign, git,
+    project::Project,
+    record::{Ledger, Measurement, Trial, name_of_source},
 };
 use std::{
     fs,
@@ -258,7 +260,7 @@ pub(crate) fn resume(
     let name = name_of_source(&project.edited, "source");
     let mut kept = Vec::new();
     for trial in ledger.trials().iter().filter(|trial| trial.is_kept()) {
-        let path = dir.join("trials").join(format!("{:04}", trial.trial)).join(&name);
+        let path = crate::record::folder_of(dir, trial.trial).join(&name);
         match fs::read_to_string(&path) {
             Ok(source) => kept.push((trial, source)),
             Err(error) if trial.trial == incumbent.trial => {

@@ -4,15 +4,19 @@
 //! baseline, and repeats that under other seeds. Its [`Standings`] say who is ahead, and whether
 //! that can be told from luck.
 
-mod estimate;
 mod progress;
 mod standings;
 
-pub use estimate::Estimate;
-pub(crate) use estimate::students_below;
+pub use crate::statistics::Estimate;
 pub use standings::{Lead, Standing, Standings};
 
-use crate::{Error, Result, StopHandle, Study, StudyBuilder, Trial, proposer::Proposer};
+use crate::{
+    error::{Error, Result},
+    proposer::Proposer,
+    record::Trial,
+    stop::StopHandle,
+    study::{Study, StudyBuilder},
+};
 use std::{
     fs, io,
     path::{Path, PathBuf},

@@ -1,6 +1,6 @@
 //! How far one contender came in one night, trial by trial.
 
-use crate::{Status, Trial};
+use crate::record::{Status, Trial};
 
 /// A night's progress: what was gained on the baseline, after each trial.
 ///
@@ -83,7 +83,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Metric, report::made_up::trial};
+    use crate::record::{Metric, made_up::trial};
 
     fn night() -> Vec<Trial> {
         let mut trials = vec![

@@ -1,10 +1,8 @@
 //! Who is ahead, by how much, and whether that can be told from luck.
 
-use super::{
-    estimate::{self, Estimate},
-    progress::Progress,
-};
-use crate::Trial;
+use super::progress::Progress;
+use crate::record::Trial;
+use crate::statistics::{Estimate, mean};
 use std::{cmp::Ordering, fmt};
 
 /// The result of a comparison. Printed, it is a table, the leads, and a verdict on each.
@@ -115,7 +113,7 @@ impl Standings {
 /// The progress of each contender in one repetition.
 fn repetition(ledgers: &[&[Trial]], rounds: usize) -> Option<Vec<Progress>> {
     let baselines: Option<Vec<_>> = ledgers.iter().map(|trials| trials.first()?.cost()).collect();
-    let baseline = estimate::mean(&baselines?);
+    let baseline = mean(&baselines?);
     ledgers.iter().map(|trials| Progress::of(trials, rounds, baseline)).collect()
 }
 
@@ -127,7 +125,7 @@ struct Nights<'a> {
 
 impl Nights<'_> {
     fn mean(&self, figure: impl Fn(&Progress) -> f64) -> f64 {
-        estimate::mean(&self.nights.iter().map(|night| figure(night)).collect::<Vec<_>>())
+        mean(&self.nights.iter().map(|night| figure(night)).collect::<Vec<_>>())
     }
 }
 
@@ -143,7 +141,7 @@ impl Standing {
             best: results.mean(|night| night.best),
             gain: results.mean(Progress::gain),
             mean_gain: results.mean(Progress::mean_gain),
-            gain_per_hour: rates.map(|rates| estimate::mean(&rates)),
+            gain_per_hour: rates.map(|rates| mean(&rates)),
         }
     }
 }
@@ -174,7 +172,7 @@ impl Lead {
                 _ => paired(Progress::gain_per_trial),
             },
             gain_per_hour: rates.map(|rates| Estimate::over_repetitions(&rates, confidence)),
-            superiority: estimate::mean(&points.collect::<Vec<_>>()),
+            superiority: mean(&points.collect::<Vec<_>>()),
         }
     }
 
@@ -252,7 +250,7 @@ impl Standings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, report::made_up::trial};
+    use crate::record::{Status, made_up::trial};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 

@@ -2,7 +2,7 @@
 
 use super::{DataSpec, builtin, passages::passages};
 use crate::{
-    Error, Result,
+    error::{Error, Result},
     hash::{sha256, sha256_of_parts},
 };
 use std::{

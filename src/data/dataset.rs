@@ -6,7 +6,8 @@ use super::{
     tokenizer::{LARGEST_VOCABULARY, SMALLEST_VOCABULARY, Tokenizer},
 };
 use crate::{
-    Error, Result, foreign,
+    error::{Error, Result},
+    foreign,
     hash::{sha256_of_file, sha256_of_parts},
 };
 use serde::{Deserialize, Serialize};

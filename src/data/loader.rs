@@ -1,7 +1,7 @@
 //! Training batches, packed on a thread so that the trainer never waits for them.
 
 use super::{Packer, TokenFile};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::{path::Path, thread};
 

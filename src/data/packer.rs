@@ -1,7 +1,7 @@
 //! Rows of tokens, packed from documents without padding.
 
 use super::TokenFile;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 

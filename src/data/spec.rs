@@ -1,6 +1,6 @@
 //! What to learn from, as it is written on a command line.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::{
     fmt,
     path::{Path, PathBuf},

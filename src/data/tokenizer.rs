@@ -1,6 +1,6 @@
 //! Byte-level BPE, trained on the corpus and kept as a standard `tokenizer.json`.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::{fmt::Display, path::Path};
 use tokenizers::{
     AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, TokenizerBuilder, TokenizerImpl,

@@ -1,6 +1,6 @@
 //! A file of tokens, mapped into memory.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use memmap2::Mmap;
 use std::{
     fs::File,

@@ -1,10 +1,16 @@
 //! A command's trial: run it, and read the number that it prints.
 
-use super::{Attempt, Halt, Laboratory, Source};
+use super::{Attempt, Laboratory, Source};
+use crate::halt::Halt;
 use crate::{
-    Conditions, Error, Event, Metric, Outcome, Result, StopHandle, Trial, git,
+    conditions::Conditions,
+    error::{Error, Result},
+    event::Event,
+    git,
     process::{Exit, Process},
-    proposer::text,
+    record::{Metric, Outcome, Trial},
+    stop::StopHandle,
+    text,
 };
 use std::{
     fs,

@@ -10,21 +10,16 @@ pub use command::CommandObjective;
 pub(crate) use trainer::TrainerLaboratory;
 
 use crate::{
-    Error, Event, Measurement, Outcome, Trial,
-    race::{Forecast, Race},
+    error::Error,
+    event::Event,
+    halt::Halt,
+    race::Race,
+    record::{Forecast, Measurement, Trial},
 };
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-
-/// A trained model's weights, in a trial's folder.
-pub(crate) const CHECKPOINT: &str = "model.safetensors";
-
-/// A trial's library, in its folder.
-pub(crate) fn library_name() -> String {
-    format!("trainer{}", std::env::consts::DLL_SUFFIX)
-}
 
 /// Measures sources, one after the other. What is learned on the way, even of one that comes to
 /// nothing, goes into the attempt.
@@ -126,22 +121,5 @@ impl Attempt {
             begun: Instant::now(),
             started: jiff::Timestamp::now(),
         }
-    }
-}
-
-/// Why a trial went no further.
-#[derive(Debug)]
-pub(crate) enum Halt {
-    /// It has come to its end: a fact for the ledger.
-    Ended { outcome: Outcome, reason: String },
-    /// The study was asked to stop; the trial never happened.
-    Interrupted,
-    /// The study cannot go on.
-    Broken(Error),
-}
-
-impl From<Error> for Halt {
-    fn from(error: Error) -> Self {
-        Self::Broken(error)
     }
 }

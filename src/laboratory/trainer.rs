@@ -1,13 +1,17 @@
 //! A trainer's trial: build, train, examine.
 
-use super::{Attempt, Builder, Built, CHECKPOINT, Halt, Laboratory, Source, library_name};
+use super::{Attempt, Builder, Built, Laboratory, Source};
 use crate::{
-    Budget, Conditions, Effort, Error, Event, Outcome, Trial,
     cargo::{Build, Cargo},
+    conditions::Conditions,
+    error::Error,
+    event::Event,
     exam::{Candidate, Exam},
+    halt::Halt,
     hash::sha256,
-    race::Recorder,
-    runner::{Runner, Seen, TrainJob},
+    record::{Budget, CHECKPOINT, Effort, Outcome, Recorder, Trial, library_name},
+    runner::{Seen, TrainJob},
+    workers::Runner,
 };
 use std::{
     collections::HashMap,

@@ -5,11 +5,11 @@ use super::{
     tools::{Answer, Reply, Submit},
 };
 use crate::{
-    Error, Event, Outcome, Status, Trial,
-    proposer::{
-        Proposal,
-        text::{fenced, head, tail},
-    },
+    error::Error,
+    event::Event,
+    proposer::Proposal,
+    record::{Outcome, Status, Trial},
+    text::{fenced, head, tail},
 };
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};

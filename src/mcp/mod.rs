@@ -9,7 +9,7 @@ mod server;
 mod submissions;
 mod tools;
 
-use crate::{Event, Result, StopHandle, StudyBuilder};
+use crate::{error::Result, event::Event, stop::StopHandle, study::StudyBuilder};
 use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
 use desk::Desk;
 use server::Server;

@@ -1,9 +1,11 @@
 //! The proposer whose proposals somebody else hands in.
 
 use crate::{
-    StopHandle, Trial,
-    proposer::{Brief, Proposal, ProposeError, Proposer},
+    error::ProposeError,
+    proposer::{Brief, Proposal, Proposer},
+    record::Trial,
     source::in_the_form_of,
+    stop::StopHandle,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::{path::PathBuf, time::Duration};
@@ -61,7 +63,7 @@ impl Told {
     }
 
     pub(super) fn folder_of(&self, trial: usize) -> PathBuf {
-        self.study.join("trials").join(format!("{trial:04}"))
+        crate::record::folder_of(&self.study, trial)
     }
 }
 

@@ -5,8 +5,11 @@ use super::{
     submissions::{Submissions, Told},
 };
 use crate::{
-    Error, Event, Outcome, Result, Status, StopHandle, Trial, proposer::Proposer,
-    report::made_up::trial,
+    error::{Error, Result},
+    event::Event,
+    proposer::Proposer,
+    record::{Outcome, Status, Trial, made_up::trial},
+    stop::StopHandle,
 };
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};

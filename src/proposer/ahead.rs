@@ -1,7 +1,9 @@
 //! Proposers at work while a trial trains, and what they came up with until its turn has come.
 
 use super::{Dossier, Roster, Turn};
-use crate::{Result, StopHandle, Trial, laboratory::Builder, observers::Observers};
+use crate::{
+    error::Result, laboratory::Builder, observers::Observers, record::Trial, stop::StopHandle,
+};
 use std::{panic::resume_unwind, thread::JoinHandle};
 
 /// A roster that can be at work on a thread of its own.

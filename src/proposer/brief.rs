@@ -1,7 +1,7 @@
 //! The brief: all that a proposer is told before it writes.
 
 use super::{Usage, history};
-use crate::{StopHandle, Trial};
+use crate::{record::Trial, stop::StopHandle};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -148,12 +148,12 @@ impl<'a> Brief<'a> {
 
     /// The folder of a finished trial.
     pub fn folder_of(&self, trial: usize) -> PathBuf {
-        self.study.join("trials").join(format!("{trial:04}"))
+        crate::record::folder_of(self.study, trial)
     }
 
     /// A file name with the edited file's extension, as for copies of it.
     pub(crate) fn name_of_source(&self, stem: &str) -> String {
-        crate::study::name_of_source(self.edited, stem)
+        crate::record::name_of_source(self.edited, stem)
     }
 
     /// The history as Markdown: kept changes with their diffs, discarded and failed ideas a line
@@ -173,9 +173,9 @@ impl<'a> Brief<'a> {
         };
         write("program.md", self.program)?;
         write("HISTORY.md", &self.history_text())?;
-        let rows = self.history.iter().map(crate::report::results_row);
+        let rows = self.history.iter().map(crate::record::results_row);
         let table: String =
-            [crate::report::RESULTS_HEADER.to_owned()].into_iter().chain(rows).collect();
+            [crate::record::RESULTS_HEADER.to_owned()].into_iter().chain(rows).collect();
         write("results.tsv", &table)?;
         for (name, text) in self.references {
             write(&format!("reference/{name}"), text)?;
@@ -204,7 +204,7 @@ impl<'a> Brief<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::{Status, report::made_up::trial};
+    use crate::record::{Status, made_up::trial};
 
     /// A study of these trials, for tests of proposers.
     pub(crate) fn brief<'a>(

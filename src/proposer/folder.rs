@@ -57,7 +57,11 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, StopHandle, proposer::brief::tests::brief, report::made_up::trial};
+    use crate::{
+        proposer::brief::tests::brief,
+        record::{Status, made_up::trial},
+        stop::StopHandle,
+    };
 
     #[test]
     fn each_call_has_a_fresh_folder_whatever_became_of_the_one_before() {

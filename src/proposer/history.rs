@@ -1,10 +1,8 @@
 //! HISTORY.md: what a night has learned so far, for whoever proposes next.
 
-use super::{
-    Advice, Brief,
-    text::{fenced, head, line, tail},
-};
-use crate::{Outcome, Status, Trial};
+use super::{Advice, Brief};
+use crate::record::{Outcome, Status, Trial};
+use crate::text::{fenced, head, line, tail};
 use std::{fmt::Write, fs};
 
 /// Kept changes that are shown with their diffs, the latest.
@@ -218,10 +216,9 @@ fn loss(brief: &Brief<'_>, trial: &Trial) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::{
-        StopHandle,
         proposer::{Running, Usage, brief::tests::brief},
-        race::Forecast,
-        report::made_up::trial,
+        record::{Forecast, made_up::trial},
+        stop::StopHandle,
     };
 
     fn night(folder: &std::path::Path) -> Vec<Trial> {

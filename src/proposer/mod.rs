@@ -10,12 +10,9 @@ mod constants;
 mod folder;
 mod history;
 mod knobs;
-#[cfg(feature = "trainer")]
-mod outline;
 mod replay;
 mod roster;
 mod spec;
-pub(crate) mod text;
 mod tuner;
 
 #[cfg(feature = "agents")]
@@ -25,14 +22,12 @@ pub(crate) use brief::Dossier;
 pub use brief::{Advice, Brief, Running};
 #[cfg(feature = "chat")]
 pub use chat::{Chat, ChatOptions, Price, Protocol};
-#[cfg(feature = "trainer")]
-pub(crate) use outline::outline;
 pub use replay::Replay;
 pub(crate) use roster::{Roster, Turn};
 pub use spec::{Allowance, ProposerSpec};
 pub use tuner::Tuner;
 
-use crate::Trial;
+use crate::record::Trial;
 
 /// Writes the source of the next trial.
 ///
@@ -190,20 +185,4 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
-/// Why there is no proposal.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProposeError {
-    /// There is nothing left to try. Where no other proposer is left, the study ends well.
-    #[error("nothing is left to propose")]
-    Exhausted,
-    /// Not this time: the proposer is asked again after a pause.
-    #[error("{0}")]
-    Failed(String),
-    /// Never: where no other proposer is left, the study ends with this as its error.
-    #[error("{0}")]
-    Unable(String),
-    /// The study was asked to stop.
-    #[error("interrupted")]
-    Interrupted,
-}
+pub use crate::error::ProposeError;

@@ -1,7 +1,10 @@
 //! Replay: proposes the files of a directory, one after the other.
 
 use super::{Brief, Proposal, ProposeError, Proposer};
-use crate::{Error, Result, hash::sha256};
+use crate::{
+    error::{Error, Result},
+    hash::sha256,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -108,7 +111,11 @@ fn description(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, StopHandle, Trial, proposer::brief::tests::brief, report::made_up};
+    use crate::{
+        proposer::brief::tests::brief,
+        record::{Status, Trial, made_up},
+        stop::StopHandle,
+    };
 
     fn folder(files: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

@@ -1,9 +1,15 @@
 //! The proposers of one study: whose turn it is, who rests, who is out.
 
 use super::{
-    Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Running, Usage, folder::Folder, text,
+    Allowance, Brief, Fault, Proposal, ProposeError, Proposer, Running, Usage, folder::Folder,
 };
-use crate::{Error, Event, Outcome, Result, Trial, laboratory::Built};
+use crate::{
+    error::{Error, Result},
+    event::Event,
+    laboratory::Built,
+    record::{Outcome, Trial},
+    text,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Gamma};
@@ -497,7 +503,11 @@ fn wait_until(moment: Instant, brief: &Brief<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, StopHandle, proposer::brief::tests::brief, report::made_up::trial};
+    use crate::{
+        proposer::brief::tests::brief,
+        record::{Status, made_up::trial},
+        stop::StopHandle,
+    };
     use std::cell::RefCell;
 
     /// Answers what it is told to, and the last of that for ever.

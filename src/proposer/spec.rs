@@ -5,7 +5,7 @@ use super::{Agent, AgentSpec};
 #[cfg(feature = "chat")]
 use super::{Chat, ChatOptions};
 use super::{Proposer, Replay, Tuner, Usage};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::{
     fmt,
     path::{Path, PathBuf},

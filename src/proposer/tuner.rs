@@ -5,7 +5,10 @@ use super::{
     constants::Value,
     knobs::{self, Domain, Knob},
 };
-use crate::{Outcome, Trial, hash::sha256};
+use crate::{
+    hash::sha256,
+    record::{Outcome, Trial},
+};
 use rand::{
     SeedableRng,
     seq::{IndexedRandom, SliceRandom},
@@ -243,8 +246,10 @@ impl Draft<'_> {
 mod tests {
     use super::*;
     use crate::{
-        Outcome, Status, StopHandle, Trial, hash::sha256, proposer::brief::tests::brief,
-        race::Forecast, report::made_up::trial,
+        hash::sha256,
+        proposer::brief::tests::brief,
+        record::{Forecast, Outcome, Status, Trial, made_up::trial},
+        stop::StopHandle,
     };
     use rand::RngExt;
     use std::path::Path;

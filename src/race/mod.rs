@@ -5,19 +5,14 @@
 //! night's own finished trials say; `docs/race.md` has the rule and what it brings. A reported loss
 //! never speaks for a trial, so that a trainer which lies about it gains nothing but its own exam.
 
-mod curve;
 mod model;
 pub mod replay;
 pub mod simulation;
 
-pub use curve::{Curve, PARTS};
-#[cfg(feature = "trainer")]
-pub(crate) use curve::{Recorder, part};
+pub use crate::record::{Curve, Forecast, PARTS};
 
-use crate::{Trial, hash::number_of_parts};
+use crate::{hash::number_of_parts, record::Trial};
 use model::Model;
-use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// A candidate is stopped that has less than this probability of being kept.
 pub const HOPELESS: f64 = 0.05;
@@ -35,34 +30,6 @@ const PARTS_TOGETHER: usize = 2;
 /// One in so many of those that would be stopped goes on to its end, so that what the race believes
 /// of them is put to the test as long as it runs.
 const SPARED: u64 = 20;
-
-/// What a candidate's loss so far says about how it will come in.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Forecast {
-    /// The share of the budget that was spent.
-    pub progress: f64,
-    /// The kept trial that it has the best chance beside.
-    pub rival: usize,
-    /// By how much its loss was above the rival's at that share, in nats a token.
-    pub behind: f64,
-    /// The cost that can be expected of it.
-    pub cost: f64,
-    /// The probability that it would be kept.
-    pub win_probability: f64,
-}
-
-impl fmt::Display for Forecast {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { progress, rival, behind, win_probability, .. } = self;
-        write!(
-            f,
-            "at {:.0} % of the budget its loss was {behind:.4} above trial {rival}'s; a win had a \
-             probability of {:.2} %",
-            100.0 * progress,
-            100.0 * win_probability,
-        )
-    }
-}
 
 /// A kept trial.
 #[derive(Debug, Clone)]
@@ -180,7 +147,7 @@ fn gap(curve: &Curve, other: &Curve, part: usize) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, report::made_up::trial};
+    use crate::record::{Status, made_up::trial};
 
     /// Nats of loss for a bit per byte of score.
     const NATS: f64 = 2.0;

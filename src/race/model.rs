@@ -5,7 +5,7 @@
 //! variance). Whoever is far behind is off the line by more than whoever is close: from where on, is not
 //! known, so that several answers are believed as far as the points speak for each.
 
-use crate::comparison::students_below;
+use crate::statistics::students_below;
 
 /// How `y` goes with `x`: lines, each with its share of belief.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,10 @@
 //! A night that was run in full, raced afterwards over its recorded curves.
 
 use super::{Forecast, PARTS, Race, is_spared};
-use crate::{JudgeRule, Outcome, Status, Trial, judge::Judge};
+use crate::{
+    judge::Judge,
+    record::{JudgeRule, Outcome, Status, Trial},
+};
 
 /// What the race would have made of a recorded night.
 #[derive(Debug, Clone, Default, PartialEq)]

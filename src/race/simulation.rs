@@ -4,8 +4,8 @@
 
 use super::{Curve, PARTS};
 use crate::{
-    JudgeRule, Measurement, Outcome, Status, Trial,
     judge::{Candidate, Judge},
+    record::{JudgeRule, Measurement, Outcome, Status, Trial},
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,7 +1,11 @@
 //! The progress chart, `progress.svg`, in the look of autoresearch's `progress.png`.
 
 use super::labels::{self, Area, Label};
-use crate::{Error, Result, Status, Trial, proposer::text::line};
+use crate::{
+    error::{Error, Result},
+    record::{Status, Trial},
+    text::line,
+};
 use plotters::{
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
@@ -270,7 +274,7 @@ fn replace(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::made_up::trial;
+    use crate::record::made_up::trial;
 
     fn scored(trial: &Trial) -> Scored<'_> {
         Scored { trial, score: trial.score().unwrap(), cost: trial.cost().unwrap() }

@@ -1,6 +1,6 @@
 //! Labels of a chart's points: slanted, cut to fit, and none over another.
 
-use crate::proposer::text::acts;
+use crate::text::acts;
 use std::fmt::Write;
 
 /// What could be written beside a point. Coordinates are pixels, `y` downwards.

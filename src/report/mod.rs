@@ -11,42 +11,9 @@
 mod chart;
 #[cfg(feature = "chart")]
 mod labels;
-mod results;
 mod summary;
 
+pub use crate::record::{RESULTS_HEADER, results_row};
 #[cfg(feature = "chart")]
 pub use chart::write_chart;
-pub use results::{RESULTS_HEADER, results_row};
 pub use summary::summary;
-
-#[cfg(test)]
-pub(crate) mod made_up {
-    //! Made-up nights.
-
-    use crate::{Measurement, Outcome, Status, Trial};
-
-    /// A trial that measured `val_bpb`, or crashed.
-    pub fn trial(number: usize, status: Status, val_bpb: Option<f64>, description: &str) -> Trial {
-        Trial {
-            trial: number,
-            parent: number.checked_sub(1),
-            commit: (status == Status::Keep).then(|| format!("{number:07x}").repeat(6)),
-            proposer: "tuner".to_owned(),
-            description: description.to_owned(),
-            status,
-            outcome: if val_bpb.is_some() { Outcome::Measured } else { Outcome::TimedOut },
-            reason: None,
-            measurement: Measurement { val_bpb, ..Measurement::default() },
-            seed: 0,
-            source_sha256: String::new(),
-            program_sha256: None,
-            started: jiff::Timestamp::UNIX_EPOCH,
-            repeats: None,
-            evidence: None,
-            forecast: None,
-            repetitions: Vec::new(),
-            repairs: 0,
-            remarks: Vec::new(),
-        }
-    }
-}

@@ -1,7 +1,10 @@
 //! The block of figures at the end of a night, for a person and a script alike.
 
-use super::results::short;
-use crate::{JudgeRule, Outcome, Status, Trial, judge::Judge};
+use crate::record::short;
+use crate::{
+    judge::Judge,
+    record::{JudgeRule, Outcome, Status, Trial},
+};
 use std::fmt::Display;
 
 /// autoresearch's `key: value` block: the best trial's figures, then the night's.
@@ -92,7 +95,7 @@ fn millions(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Measurement, report::made_up::trial};
+    use crate::record::{Measurement, made_up::trial};
 
     #[test]
     fn the_block_holds_the_best_trial_and_the_night() {

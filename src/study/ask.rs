@@ -2,9 +2,11 @@
 
 use super::{Study, derived_seed, write_durably};
 use crate::{
-    Error, Result, foreign,
+    error::{Error, Result},
+    foreign,
     laboratory::Attempt,
     proposer::{Proposal, Turn, Usage},
+    record::folder_of,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -305,7 +307,7 @@ pub(super) fn begun(dir: &Path, is_over: impl Fn(usize) -> bool) -> BTreeSet<usi
         .filter_map(|folder| folder.file_name().to_str()?.parse().ok())
         .filter(|&number| !is_over(number))
         .filter(|number| {
-            let note = Note::read(&dir.join(format!("trials/{number:04}")));
+            let note = Note::read(&folder_of(dir, *number));
             note.is_some_and(|note| note.trial == *number)
         })
         .collect()

@@ -4,14 +4,14 @@
 use super::training::Training;
 use super::{Study, ask};
 use crate::{
-    Budget, Error, Event, Result,
-    config::{CommandConfig, Config, Objective},
-    judge::{Judge, JudgeRule},
+    error::{Error, Result},
+    event::Event,
+    judge::Judge,
     laboratory::{CommandLaboratory, CommandObjective, Laboratory},
-    ledger::Ledger,
     observers::Observers,
     project::Project,
     proposer::{Ahead, Allowance, Proposer, Roster, Tuner},
+    record::{Budget, CommandConfig, Config, JudgeRule, Ledger, Objective},
     stop::StopHandle,
     workspace,
 };

@@ -2,11 +2,14 @@
 
 use super::{Study, measure::optional, tell::Entry};
 use crate::{
-    Event, Outcome, Result, Status,
-    comparison::Estimate,
+    error::Result,
+    event::Event,
+    halt::Halt,
     hash::number_of_parts,
-    laboratory::{Attempt, Halt},
+    laboratory::Attempt,
     proposer::Proposal,
+    record::{Outcome, Status},
+    statistics::Estimate,
 };
 use std::collections::HashMap;
 
@@ -66,7 +69,7 @@ impl Study {
         }
         let mut costs = Costs::default();
         let mut ablations = Vec::new();
-        let is_weak = |trial: &&crate::Trial| {
+        let is_weak = |trial: &&crate::record::Trial| {
             trial.is_kept() && trial.evidence.is_some_and(|evidence| evidence.improves < STRONG)
         };
         let weak: Vec<_> = self.trials().iter().filter(is_weak).map(|trial| trial.trial).collect();

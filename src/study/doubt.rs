@@ -4,8 +4,13 @@
 //! comes next, and of all that come after it. The incumbent's source tells: that one works.
 
 use crate::{
-    Error, Event, Outcome, Result, Status, Study, foreign,
-    laboratory::{Halt, Source},
+    error::{Error, Result},
+    event::Event,
+    foreign,
+    halt::Halt,
+    laboratory::Source,
+    record::{Outcome, Status},
+    study::Study,
 };
 use std::fs;
 
@@ -40,7 +45,7 @@ impl Study {
             | Outcome::Overran => return false,
             Outcome::Panicked | Outcome::TimedOut => false,
         };
-        let failed = |trial: &&crate::Trial| {
+        let failed = |trial: &&crate::record::Trial| {
             trial.status == Status::Crash && trial.outcome != Outcome::Refused
         };
         let before = self.ledger.trials().iter().rev().take_while(failed).count();

@@ -2,10 +2,13 @@
 
 use super::{Asked, Measured, Study, ask::Origin, write};
 use crate::{
-    Event, Measurement, Outcome, Result,
-    laboratory::{Attempt, Halt, Source},
+    error::Result,
+    event::Event,
+    halt::Halt,
+    laboratory::{Attempt, Source},
     proposer::{Running, Usage},
     race::{self, Race},
+    record::{Measurement, Outcome},
     source::{self, LARGEST_SOURCE, identity},
 };
 use std::{cell::RefCell, mem::take};

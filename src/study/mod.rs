@@ -24,15 +24,16 @@ pub use tell::Measured;
 pub use training::cache_dir;
 
 use crate::{
-    Error, Event, Outcome, Result, StopHandle, Trial,
-    config::Config,
+    error::{Error, Result},
+    event::Event,
     hash::number_of_parts,
     judge::{Claim, Judge},
     laboratory::Laboratory,
-    ledger::Ledger,
     observers::Observers,
     proposer::{Ahead, Proposal},
+    record::{Config, Ledger, Outcome, Trial},
     source::identity,
+    stop::StopHandle,
     workspace::Workspace,
 };
 use std::{
@@ -128,7 +129,7 @@ impl Study {
 
     /// Source, checkpoint and logs of a trial.
     pub fn folder_of(&self, trial: usize) -> PathBuf {
-        self.dir.join("trials").join(format!("{trial:04}"))
+        crate::record::folder_of(&self.dir, trial)
     }
 
     /// The stored source of a trial.
@@ -199,19 +200,11 @@ impl Study {
 
     /// What a trial's source is called in its folder.
     pub(crate) fn name_of_source(&self) -> String {
-        name_of_source(self.workspace.edited(), "source")
+        crate::record::name_of_source(self.workspace.edited(), "source")
     }
 
     pub(crate) fn tell_observers(&self, event: Event) {
         self.observers.tell(event);
-    }
-}
-
-/// A file name with the extension of the edited file.
-pub(crate) fn name_of_source(edited: &str, stem: &str) -> String {
-    match Path::new(edited).extension() {
-        Some(extension) => format!("{stem}.{}", extension.to_string_lossy()),
-        None => stem.to_owned(),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::Study;
 use crate::{
-    Result, Trial,
+    error::Result,
     proposer::{Allowance, Proposal, Usage},
+    record::Trial,
 };
 use std::{
     fmt,

@@ -1,10 +1,10 @@
 //! Who is told what, and when: the next proposal, and the one after it.
 
 use crate::{
-    Result, Study,
+    error::Result,
     proposer::{Dossier, Running, Thought, Turn},
     source::identity,
-    study::derived_seed,
+    study::{Study, derived_seed},
 };
 
 impl Study {

@@ -5,9 +5,9 @@
 //! may be deleted at any time.
 
 use crate::{
-    JudgeRule, Trial,
     hash::{sha256, sha256_of_parts},
     judge::Judge,
+    record::{JudgeRule, Trial},
 };
 use serde::{Deserialize, Serialize};
 use std::{fs, io, path::Path};
@@ -89,7 +89,7 @@ fn key(rule: JudgeRule, trials: &[Trial]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, report::made_up::trial};
+    use crate::record::{Status, made_up::trial};
 
     /// A night whose costs go down, with a trial that came to nothing now and then.
     fn night(trials: usize) -> Vec<Trial> {

@@ -2,7 +2,12 @@
 
 use super::{Asked, Study, ask::Origin, doubt::Doubt};
 use crate::{
-    Error, Event, Outcome, Result, conditions::others_during, laboratory::Halt, proposer::Fault,
+    conditions::others_during,
+    error::{Error, Result},
+    event::Event,
+    halt::Halt,
+    proposer::Fault,
+    record::Outcome,
     source::identity,
 };
 use std::{

@@ -2,8 +2,12 @@
 
 use super::{Study, measure::optional, repair::MOST_DISTURBED};
 use crate::{
-    Error, Event, Measurement, Outcome, Result, foreign,
-    laboratory::{Attempt, Halt},
+    error::{Error, Result},
+    event::Event,
+    foreign,
+    halt::Halt,
+    laboratory::Attempt,
+    record::{Measurement, Outcome},
 };
 use std::fs;
 

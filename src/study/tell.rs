@@ -2,11 +2,14 @@
 
 use super::{Asked, Study, ask::Origin, derived_seed, measure::optional, write};
 use crate::{
-    Error, Event, Measurement, Outcome, Repetition, Result, Status, Trial,
+    error::{Error, Result},
+    event::Event,
+    halt::Halt,
     hash::sha256,
-    judge::{Candidate, Decision, Evidence},
-    laboratory::{Attempt, CHECKPOINT, Halt, library_name},
+    judge::{Candidate, Decision},
+    laboratory::Attempt,
     proposer::Proposal,
+    record::{CHECKPOINT, Evidence, Measurement, Outcome, Repetition, Status, Trial, library_name},
     source::{identity, length},
     study::recall,
     workspace::message,

@@ -2,17 +2,18 @@
 
 use super::builder::{StudyBuilder, Subject};
 use crate::{
-    Error, Event, Result,
     card::{Card, compiles_for_cards},
     cargo::{BUILD_LIMIT, Cargo},
-    config::{Objective, TrainerConfig},
     data::{DataSpec, Dataset, PrepareOptions, Split},
     effort::Bounds,
+    error::{Error, Result},
+    event::Event,
     exam::{Exam, Rules},
     laboratory::TrainerLaboratory,
-    runner::{Limits, Runner, Sandbox},
+    record::{Objective, TrainerConfig},
     trainer_crate::TrainerCrate,
     worker::protocol::Setup,
+    workers::{Limits, Runner, Sandbox},
 };
 use std::{
     fs,

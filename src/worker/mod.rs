@@ -16,9 +16,10 @@ mod session;
 pub use closed::{CLOSED, Closed};
 
 use crate::{
-    Budget, Error, Result,
     data::Loader,
+    error::{Error, Result},
     plugin::{Failure, LoadedTrainer, Plugin},
+    record::Budget,
 };
 use overnight_plugin_api::Windows;
 use protocol::{Answer, Progress, Request, read_frame, read_tokens, write_frame};

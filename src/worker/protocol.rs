@@ -6,7 +6,7 @@
 //! given or what time it is.
 
 use super::sandbox::Confinement;
-use crate::{Budget, plugin::Failure};
+use crate::{plugin::Failure, record::Budget};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io::{self, Read, Write},

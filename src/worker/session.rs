@@ -1,7 +1,11 @@
 //! The session of a running trainer: batches while there are any, progress to whoever listens.
 
 use super::protocol::{Progress, check_shape};
-use crate::{Budget, Result, data::Loader, race};
+use crate::{
+    data::Loader,
+    error::Result,
+    record::{Budget, part},
+};
 use abi_stable::std_types::{RErr, ROk, RResult, RSliceMut, RString};
 use overnight_plugin_api::raw::Host;
 use std::time::{Duration, Instant};
@@ -159,8 +163,8 @@ impl Host for Running {
     fn report(&mut self, loss: f64) {
         // What belongs to one part of the budget is sent before the next part begins: so the means
         // of the parts do not depend on when something is sent.
-        let part = race::part(Host::progress(self));
-        if self.unsent.is_some_and(|unsent| race::part(unsent.progress) != part) {
+        let open = part(Host::progress(self));
+        if self.unsent.is_some_and(|unsent| part(unsent.progress) != open) {
             self.send();
         }
         self.loss = Some(loss);

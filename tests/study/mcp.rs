@@ -1,6 +1,6 @@
 //! A study that an agent drives over MCP.
 
-use crate::tiny;
+use crate::{compiling::wait_for, tiny};
 use overnight::{Ledger, Outcome, Result, StopHandle, StudyBuilder, mcp};
 use serde_json::{Value, json};
 use std::{
@@ -8,6 +8,7 @@ use std::{
     io::{BufRead, BufReader, PipeReader, PipeWriter, Write, pipe},
     path::Path,
     thread::{JoinHandle, spawn},
+    time::Duration,
 };
 
 /// An agent, and the server that it started.
@@ -122,14 +123,20 @@ pub fn an_agent_that_comes_back_finds_the_study_as_it_left_it() {
     let better = json!({"source": tiny::smoothing("3.0"), "description": "less smoothing"});
     agent.call("submit_trainer", better);
     agent.finished();
-    // Training may have begun when the agent leaves: that trial is forgotten.
-    let hanging = json!({"source": tiny::doing("Hang"), "description": "for ever"});
-    agent.call("submit_trainer", hanging);
+    let later = json!({"source": tiny::smoothing("60.0"), "description": "for later"});
+    agent.call("submit_trainer", later);
+    let folder = dir.path().join("trials/0002");
+    wait_for("the second trial", Duration::from_secs(60), || folder.join("source.rs").exists());
     agent.leave();
 
+    // What had been begun when the agent left comes to its end, and nobody has to submit it again.
     let mut agent = Agent::of(dir.path(), corpus.path());
+    let mut history = String::new();
+    wait_for("its end", Duration::from_secs(120), || {
+        history = agent.call("history", json!({})).0;
+        history.contains("for later")
+    });
+    assert!(history.contains("less smoothing"), "{history}");
     assert_eq!(agent.call("read_trainer", json!({})).0, tiny::smoothing("3.0"));
-    let (history, _) = agent.call("history", json!({}));
-    assert!(history.contains("less smoothing") && !history.contains("for ever"), "{history}");
     agent.leave();
 }

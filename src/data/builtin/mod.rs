@@ -5,7 +5,11 @@
 //! dependency moves `val_bpb`.
 
 use super::corpus::Corpus;
-use crate::{Error, Result, cargo::fetch, environment::cargo, hash::sha256_of_parts};
+use crate::{
+    environment::{cargo, fetch},
+    error::{Error, Result},
+    hash::sha256_of_parts,
+};
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -5,10 +5,8 @@ mod spec;
 
 pub use spec::AgentSpec;
 
-use super::{
-    Advice, Brief, Fault, Proposal, ProposeError, Proposer, Usage,
-    text::{fenced, head, line, tail},
-};
+use super::{Advice, Brief, Fault, Proposal, ProposeError, Proposer, Usage};
+use crate::text::{fenced, head, line, tail};
 use crate::{
     foreign::{self, Mark},
     git,
@@ -198,7 +196,7 @@ impl Agent {
             stop: brief.stop,
         };
         let exit = process.run().map_err(|error| match error {
-            crate::Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            crate::error::Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 ProposeError::Unable(format!(
                     "there is no program {}; is it on the PATH?",
                     words[0]
@@ -374,9 +372,9 @@ fn strays(brief: &Brief<'_>, before: Option<&BTreeMap<PathBuf, Mark>>) -> Vec<St
 mod tests {
     use super::*;
     use crate::{
-        Status, StopHandle, Trial,
         proposer::{brief::tests::brief, folder::Folder},
-        report::made_up::trial,
+        record::{Status, Trial, made_up::trial},
+        stop::StopHandle,
     };
 
     /// What a shell script makes of the folder.

@@ -1,6 +1,6 @@
 //! What agents print about their work: their last words, what they cost, what went wrong.
 
-use crate::proposer::{Usage, text::line};
+use crate::{proposer::Usage, text::line};
 use serde_json::Value;
 
 /// Whose output it is.

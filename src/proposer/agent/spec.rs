@@ -1,7 +1,7 @@
 //! Which agent, and how it is called.
 
 use super::report::Dialect;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::{fmt, str::FromStr};
 
 /// A command line that runs a coding agent once, without a terminal.

@@ -1,7 +1,7 @@
 //! Edits: the model's answer, turned into a source, or into a complaint that the model can act on.
 
 use super::prompt::SOURCE_BYTES;
-use crate::proposer::text::{fenced, head, line};
+use crate::text::{fenced, head, line};
 use std::ops::Range;
 
 /// What an answer comes to.

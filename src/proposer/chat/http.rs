@@ -4,10 +4,7 @@ use super::{
     options::{ChatOptions, Endpoint, Protocol},
     wire,
 };
-use crate::{
-    StopHandle,
-    proposer::{ProposeError, text::line},
-};
+use crate::{error::ProposeError, stop::StopHandle, text::line};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use serde_json::Value;
 use std::{

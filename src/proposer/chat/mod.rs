@@ -14,11 +14,9 @@ mod tests;
 
 pub use options::{ChatOptions, Price, Protocol};
 
-use super::{
-    Brief, Fault, Proposal, ProposeError, Proposer, Usage,
-    text::{head, line},
-};
-use crate::{Result, source::in_the_form_of};
+use super::{Brief, Fault, Proposal, ProposeError, Proposer, Usage};
+use crate::text::{head, line};
+use crate::{error::Result, source::in_the_form_of};
 use http::Client;
 use transcript::Transcript;
 use wire::{Answer, End, Message, Role, Tokens};

@@ -1,7 +1,7 @@
 //! Options: which model to ask, where, and with how much patience.
 
 use super::key::Key;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use std::{fmt, str::FromStr, time::Duration};
 use ureq::http::Uri;
 

@@ -1,7 +1,7 @@
 //! The prompt: what the model is told, however long the night and its logs were.
 
-use crate::proposer::{
-    Advice, Brief, Fault,
+use crate::{
+    proposer::{Advice, Brief, Fault},
     text::{fenced, head, line, tail},
 };
 use std::fs;
@@ -149,7 +149,11 @@ pub(super) fn fault(brief: &Brief<'_>, fault: &Fault) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Status, StopHandle, proposer::brief::tests::brief, report::made_up::trial};
+    use crate::{
+        proposer::brief::tests::brief,
+        record::{Status, made_up::trial},
+        stop::StopHandle,
+    };
     use std::path::Path;
 
     #[test]

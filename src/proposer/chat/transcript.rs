@@ -1,7 +1,7 @@
 //! The transcript: what was said to the model and by it, for the human, in `propose.log`.
 
 use super::key::Key;
-use crate::proposer::text::head;
+use crate::text::head;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},

@@ -1,6 +1,9 @@
 //! What a study freezes when it begins: `study.json`.
 
-use crate::{Budget, Error, JudgeRule, Result};
+use crate::{
+    error::{Error, Result},
+    record::{Budget, JudgeRule},
+};
 use serde::{Deserialize, Serialize};
 use std::{fs, io::Write, path::Path};
 

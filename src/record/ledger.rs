@@ -1,6 +1,10 @@
 //! The append-only record of a study, `trials.jsonl`, and its readable twin, `results.tsv`.
 
-use crate::{Error, Result, Trial, report};
+use super::{RESULTS_HEADER, results_row};
+use crate::{
+    error::{Error, Result},
+    record::Trial,
+};
 use serde_json::error::Category;
 use std::{
     collections::HashSet,
@@ -110,7 +114,7 @@ impl Ledger {
             return Err(Error::Io { action: "append to", path: self.path.clone(), source });
         }
         self.length += line.len() as u64;
-        let row = report::results_row(&trial);
+        let row = results_row(&trial);
         if trial.is_kept() {
             self.incumbent = Some(self.trials.len());
         }
@@ -123,8 +127,8 @@ impl Ledger {
     }
 
     fn rewrite_results(&self) -> Result<()> {
-        let rows = self.trials.iter().map(report::results_row);
-        let text: String = std::iter::once(report::RESULTS_HEADER.to_owned()).chain(rows).collect();
+        let rows = self.trials.iter().map(results_row);
+        let text: String = std::iter::once(RESULTS_HEADER.to_owned()).chain(rows).collect();
         fs::write(&self.results, text).map_err(Error::io("write", &self.results))
     }
 }

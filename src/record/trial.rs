@@ -2,9 +2,7 @@
 
 use crate::{
     conditions::Conditions,
-    effort::Effort,
-    judge::Evidence,
-    race::{Curve, Forecast},
+    record::{Curve, Effort, Evidence, Forecast},
 };
 use serde::{Deserialize, Serialize};
 

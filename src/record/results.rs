@@ -1,6 +1,9 @@
 //! Rows of `results.tsv`, with autoresearch's five columns.
 
-use crate::{Status, Trial, proposer::text::acts};
+use crate::{
+    record::{Status, Trial},
+    text::acts,
+};
 
 /// The first line of `results.tsv`.
 pub const RESULTS_HEADER: &str = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n";
@@ -58,14 +61,14 @@ const MISSING: [&str; 19] = [
 ];
 
 /// As git abbreviates a hash.
-pub(super) fn short(commit: &str) -> &str {
+pub(crate) fn short(commit: &str) -> &str {
     commit.get(..7).unwrap_or(commit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::made_up::trial;
+    use crate::record::made_up::trial;
 
     #[test]
     fn notebooks_show_what_was_written() {

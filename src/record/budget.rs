@@ -1,6 +1,6 @@
 //! How long a trial trains: a wall-clock time, or an exact number of steps.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
 
