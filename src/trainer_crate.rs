@@ -107,6 +107,12 @@ impl TrainerCrate {
         &self.fingerprint
     }
 
+    fn depends_on(&self, name: &str) -> bool {
+        let manifest = String::from_utf8_lossy(&self.project.fixed["Cargo.toml"]);
+        let manifest: toml_edit::DocumentMut = manifest.parse().unwrap_or_default();
+        manifest.get("dependencies").is_some_and(|dependencies| dependencies.get(name).is_some())
+    }
+
     /// Its files.
     pub(crate) fn project(&self) -> &Project {
         &self.project
@@ -120,6 +126,9 @@ impl TrainerCrate {
             (module != "raw.rs").then(|| (module.to_owned(), outline(text)))
         });
         let mut references = vec![reference("plugin-api", api)];
+        if self.depends_on("candle-nn") {
+            references.push(("candle-nn.md".to_owned(), CANDLE_NN.to_owned()));
+        }
         let mut beside: BTreeMap<&str, Vec<(String, String)>> = BTreeMap::new();
         for (name, contents) in &self.project.fixed {
             let Some((place, module)) = name.split_once('/') else { continue };
@@ -133,6 +142,9 @@ impl TrainerCrate {
         references
     }
 }
+
+/// Which of its layers can be trained through: the compiler does not say. A test of the template compares.
+const CANDLE_NN: &str = include_str!("candle_nn.md");
 
 fn reference(name: &str, modules: impl IntoIterator<Item = (String, String)>) -> (String, String) {
     let mut text = format!("# {name}\n");
@@ -224,6 +236,15 @@ mod tests {
             let places = places_of_forbidden_unsafe(lib.as_bytes()).unwrap();
             assert_eq!(lib.replace(&lib[places[0].clone()], ""), " mod train;");
         }
+    }
+
+    #[test]
+    fn whoever_edits_the_template_is_told_what_cuts_gradients() {
+        let cache = tempfile::tempdir().unwrap();
+        let references = TrainerCrate::template(cache.path()).unwrap().references();
+        let names: Vec<_> = references.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["plugin-api.md", "candle-nn.md", "kernels.md"]);
+        assert!(references[1].1.contains("`ops::softmax_last_dim`"));
     }
 
     #[test]

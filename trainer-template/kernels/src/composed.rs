@@ -1,8 +1,9 @@
-//! The same operations from candle's own: the definition that the fused kernels are tested
+//! The same operations from candle's and candle-nn's own: the definition that the fused kernels are tested
 //! against, and what runs on other devices.
 
 use crate::{AdamWStep, Heads, MuonStep, muon::POLAR_EXPRESS, norm::NORM_EPS};
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Tensor};
+use candle_nn::{Embedding, ops::log_softmax};
 
 /// See [`linear`](crate::linear).
 pub fn linear(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -12,7 +13,8 @@ pub fn linear(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 /// See [`Pass::embedding`](crate::Pass::embedding).
 pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    table.index_select(&Tensor::from_slice(ids, ids.len(), table.device())?, 0)
+    let ids = Tensor::from_slice(ids, ids.len(), table.device())?;
+    Embedding::new(table.clone(), table.dim(1)?).forward(&ids)
 }
 
 /// See [`relu_squared`](crate::relu_squared).
@@ -92,11 +94,9 @@ pub fn token_nats(xs: &Tensor, weight: &Tensor, targets: &[u32], cap: f64) -> Re
     // Sums over a vocabulary need more than half precision.
     let dtype = if xs.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logits = soft_cap(&linear(xs, weight)?.to_dtype(dtype)?, cap)?;
-    let highest = logits.max_keepdim(D::Minus1)?.detach();
-    let shifted = logits.broadcast_sub(&highest)?;
-    let log_total = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let log_probabilities = log_softmax(&logits, D::Minus1)?;
     let targets = Tensor::from_slice(targets, (targets.len(), 1), xs.device())?;
-    (log_total - shifted.gather(&targets, D::Minus1)?)?.squeeze(1)
+    log_probabilities.gather(&targets, D::Minus1)?.neg()?.squeeze(1)
 }
 
 /// `a + weight * (b - a)`

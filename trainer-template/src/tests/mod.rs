@@ -1,6 +1,7 @@
 //! Tests of the shipped `train.rs`. A study's edits are judged by the exam, not by these.
 
 mod card;
+mod layers;
 mod model;
 mod trainer;
 
