@@ -57,7 +57,7 @@ const ROWS_PER_QUESTION: usize = 16;
 // A window's scores and a prefix's logits take different paths through the same arithmetic (other
 // shapes, other orders of summation), so honest answers agree to rounding only. How large that is
 // depends on the trainer's precision, and most of the answers tell: nine in ten honest differences
-// are below 1.645 standard deviations, as of any normal distribution. `examples/honesty.rs` measures
+// are below 1.645 standard deviations, as of any normal distribution. `measurements/honesty.rs` measures
 // all of this; docs/guarantees.md has its figures. Honest rooms are about as far apart as they can be
 // where none of the roundings of one happens in the other: one in f32, the other in bf16.
 

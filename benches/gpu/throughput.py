@@ -83,7 +83,7 @@ def measure(
         mode=arguments.mode,
     )
 
-    # With the frequencies of words, as examples/card.rs draws them: tables of embeddings feel them.
+    # With the frequencies of words, as measurements/card.rs draws them: tables of embeddings feel them.
     tokens = rows * length
     frequencies = 1 / (torch.arange(vocab) + 2.7)
     text = torch.multinomial(frequencies, 2 * tokens, replacement=True)

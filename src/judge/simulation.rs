@@ -271,7 +271,7 @@ mod tests {
         assert!(noticed > 0.55 * quiet, "{quiet}, {robbed}, {noticed}");
     }
 
-    /// A few nights a world here; `examples/judge.rs` plays as many as one likes.
+    /// A few nights a world here; `measurements/judge.rs` plays as many as one likes.
     #[test]
     fn the_judge_gains_what_the_greedy_rule_does_and_claims_what_is_true() {
         const NIGHTS: u64 = 60;

@@ -12,6 +12,10 @@ cargo package --workspace --allow-dirty --no-verify --quiet --target-dir "$repos
 outside=$(mktemp -d)
 trap 'rm -rf "$outside"' EXIT
 cp -r tests/package/outside/. "$outside"
+mkdir -p "$outside/trainer"
+cp -r examples/smallest-trainer/. "$outside/trainer"
+# It has the package where the repository has the folder.
+sed -i 's|"../../plugin-api"|"../overnight-plugin-api"|' "$outside/trainer/Cargo.toml"
 for crate in overnight-plugin-api overnight; do
   package=$(ls "target/package/$crate"-[0-9]*.crate)
   needless=$(tar tzf "$package" |

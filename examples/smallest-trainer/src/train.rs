@@ -1,9 +1,9 @@
-//! Counts which token follows which.
+//! Counts which token follows which, and takes that for how probable it is.
 
 use overnight_plugin_api::{Result, Session, Setup, Trainer, Windows};
 use std::{fs, path::Path};
 
-const SMOOTHING: f64 = 10.0; // added to every count
+const SMOOTHING: f64 = 10.0; // added to every count  search: log 1e-2..1e3
 
 pub struct Bigram {
     vocab_size: usize,
