@@ -26,7 +26,7 @@ pub enum Event {
     ProposerFailed { proposer: String, reason: String, pause_seconds: f64 },
     /// A proposer is asked no more.
     ProposerRetired { proposer: String, reason: String },
-    /// A proposal came to nothing by `reason`, and its author is mending it.
+    /// A proposal came to nothing by `reason`, and its author is repairing it.
     Repairing { trial: usize, proposer: String, reason: String },
     /// The machine did something else while a trial trained: what was measured says nothing about its source. It is
     /// measured again when the machine is quiet, or after a while.

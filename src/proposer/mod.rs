@@ -52,7 +52,7 @@ pub trait Proposer: Send {
     /// The next source to try.
     fn propose(&mut self, brief: &Brief<'_>) -> Result<Proposal, ProposeError>;
 
-    /// Another version of `proposal`, which came to nothing by `fault`: the same idea, mended.
+    /// Another version of `proposal`, which came to nothing by `fault`: the same idea, repaired.
     /// `None` lets the trial stand as it is.
     fn repair(
         &mut self,

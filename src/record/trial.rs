@@ -56,7 +56,7 @@ pub struct Trial {
     /// before this was recorded.
     #[serde(default)]
     pub program_sha256: Option<String>,
-    /// How often the proposal was mended before it came to this.
+    /// How often the proposal was repaired before it came to this.
     #[serde(default)]
     pub repairs: usize,
     /// What the human should know of the proposal, such as edits beside the edited file.

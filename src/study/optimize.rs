@@ -185,9 +185,8 @@ impl Study {
 
     fn go_on(&mut self, progress: &mut Progress) -> Result<Ended> {
         loop {
-            let number = self.next_number();
-            let is_proposed = !self.is_control(number);
-            if number > self.controls
+            let is_proposed = !self.is_control(self.next_number());
+            if self.ledger.trials().len() > self.controls
                 && let Some(ended) = progress.end(self.best_trial())
             {
                 return Ok(ended);

@@ -151,7 +151,7 @@ pub fn a_wall_clock_budget_is_spent_to_its_end() {
     assert!(measured.num_steps.unwrap() > 1);
 }
 
-pub fn a_stopped_study_forgets_the_trial_in_flight() {
+pub fn a_stopped_study_records_nothing_of_the_trial_in_flight() {
     let (corpus, dir) = (tiny::corpus(), tempfile::tempdir().unwrap());
     let (sender, events) = overnight::events();
     let stop = StopHandle::new();

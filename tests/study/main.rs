@@ -127,7 +127,7 @@ fn main() {
             a_closure_proposes_and_an_observer_hears_everything,
             the_same_source_is_not_tried_twice,
             a_wall_clock_budget_is_spent_to_its_end,
-            a_stopped_study_forgets_the_trial_in_flight,
+            a_stopped_study_records_nothing_of_the_trial_in_flight,
             a_recorded_trial_is_measured_again_to_the_bit,
             the_gain_of_a_night_is_certified_under_fresh_seeds,
             a_change_that_only_luck_speaks_for_is_dropped_by_the_certificate,

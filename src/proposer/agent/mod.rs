@@ -267,9 +267,9 @@ impl Proposer for Agent {
     ) -> Result<Option<Proposal>, ProposeError> {
         let task = format!("{}\n{}", repair_task(brief, proposal, fault), rules(brief));
         match self.run(brief, &proposal.source, &task) {
-            Ok(mut mended) => {
-                mended.remarks.splice(0..0, proposal.remarks.iter().cloned());
-                Ok(Some(mended))
+            Ok(mut repaired) => {
+                repaired.remarks.splice(0..0, proposal.remarks.iter().cloned());
+                Ok(Some(repaired))
             }
             Err(error) => Err(error),
         }
