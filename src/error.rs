@@ -81,8 +81,8 @@ pub enum Error {
     #[error("there is no trial {trial}: the ledger has {trials}, from 0 on")]
     NoTrial { trial: usize, trials: usize },
 
-    /// A trial was told to have been measured, and has no score, or one that is no number.
-    #[error("trial {trial} was measured without a finite score")]
+    /// A trial was told to have been measured, and has no score of the study's kind, or one that is no number.
+    #[error("trial {trial} was told without a finite score of the kind that this study compares")]
     NoScore { trial: usize },
 
     /// Somebody asks for proposals before there is anything to compare them with.

@@ -434,7 +434,7 @@ fn a_study_that_cannot_go_on_says_why_in_every_tool() {
     let mut client = Client::of(|_, _, _| Err(Error::NoCacheFolder));
     let result = client.call("await_result", json!({"seconds": 50}));
     assert_eq!(result["isError"], true);
-    assert!(text(&result).contains("set OVERNIGHT_CACHE to a folder"), "{result}");
+    assert!(text(&result).contains("set OVERNIGHT_CACHE to one"), "{result}");
     for tool in ["history", "best", "read_trainer"] {
         assert_eq!(client.call(tool, json!({}))["isError"], true, "{tool}");
     }

@@ -9,7 +9,10 @@ use crate::{
     judge::{Candidate, Decision},
     laboratory::Attempt,
     proposer::Proposal,
-    record::{CHECKPOINT, Evidence, Measurement, Outcome, Repetition, Status, Trial, library_name},
+    record::{
+        CHECKPOINT, Evidence, Measurement, Metric, Objective, Outcome, Repetition, Status, Trial,
+        library_name,
+    },
     source::{identity, length},
     study::recall,
     workspace::message,
@@ -52,6 +55,28 @@ impl Measured {
     pub fn measurement(&self) -> &Measurement {
         &self.measurement
     }
+}
+
+/// The number that a command objective's trial came to, where the study does not run the command itself. Name and
+/// direction are those of the objective.
+impl From<Metric> for Measured {
+    fn from(metric: Metric) -> Self {
+        Self::new(Measurement { metric: Some(metric), ..Measurement::default() })
+    }
+}
+
+/// Whether a measurement has a number of the kind that the study compares.
+fn is_score_of(objective: &Objective, measurement: &Measurement) -> bool {
+    let fits = match (objective, &measurement.metric) {
+        (Objective::Trainer(_), None) => measurement.val_bpb.is_some(),
+        (Objective::Command(objective), Some(metric)) => {
+            measurement.val_bpb.is_none()
+                && metric.name == objective.metric
+                && metric.higher_is_better == objective.higher_is_better
+        }
+        _ => false,
+    };
+    fits && measurement.cost().is_some_and(f64::is_finite)
 }
 
 /// What becomes a line of the ledger, beside the measurement.
@@ -115,10 +140,11 @@ impl Study {
     fn settle(&mut self, asked: &mut Asked, measured: Measured) -> Result<Entry, Halt> {
         let Measured { outcome, reason, measurement } = measured;
         asked.attempt.measurement = measurement;
-        let cost = asked.attempt.measurement.cost().filter(|_| outcome.is_measured());
-        if outcome.is_measured() && !cost.is_some_and(f64::is_finite) {
+        let is_score = || is_score_of(&self.config.objective, &asked.attempt.measurement);
+        if outcome.is_measured() && !is_score() {
             return Err(Error::NoScore { trial: asked.trial() }.into());
         }
+        let cost = asked.attempt.measurement.cost().filter(|_| outcome.is_measured());
         let mut entry = Entry::new(asked.proposer(), asked.proposal().clone());
         (entry.outcome, entry.reason, entry.repairs) = (outcome, reason, asked.repairs);
         (entry.parent, entry.repeats) = (asked.parent, asked.repeats());

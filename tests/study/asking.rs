@@ -33,8 +33,7 @@ fn lower(brief: &Brief<'_>) -> Result<Proposal, ProposeError> {
 }
 
 fn loss(value: f64) -> Measured {
-    let metric = Metric { name: "loss".to_owned(), value, higher_is_better: false };
-    Measured::new(Measurement { metric: Some(metric), ..Measurement::default() })
+    Metric { name: "loss".to_owned(), value, higher_is_better: false }.into()
 }
 
 pub fn several_trials_may_be_open_and_end_in_any_order() {
@@ -83,7 +82,18 @@ pub fn what_is_told_has_a_score_or_a_reason() {
     let (dir, project) = (tempfile::tempdir().unwrap(), project());
     let mut study = study(dir.path(), project.path()).proposer(lower).open().unwrap();
     study.optimize(0).unwrap();
-    for nothing in [loss(f64::NAN), loss(f64::INFINITY), Measured::new(Measurement::default())] {
+    let bits = Measurement { val_bpb: Some(1.0), ..Measurement::default() };
+    let more = Metric { name: "loss".to_owned(), value: 1.0, higher_is_better: true };
+    let other = Metric { name: "accuracy".to_owned(), value: 1.0, higher_is_better: false };
+    for nothing in [
+        loss(f64::NAN),
+        loss(f64::INFINITY),
+        Measured::new(Measurement::default()),
+        // Numbers of another kind cannot be compared.
+        Measured::new(bits),
+        more.into(),
+        other.into(),
+    ] {
         let asked = study.ask().unwrap().unwrap();
         assert!(matches!(study.tell(asked, nothing), Err(Error::NoScore { .. })));
     }
