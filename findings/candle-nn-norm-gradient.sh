@@ -31,7 +31,7 @@ use candle_nn::{LayerNorm, Module, RmsNorm};
 /// Whether the gradient of the sum of squares reaches a variable through a layer.
 fn reaches(layer: &dyn Module, transposed: bool) -> Result<bool> {
     let x = Var::from_tensor(&Tensor::new(&[[1f32, 2.], [3., 5.]], &Device::Cpu)?)?;
-    // The same numbers in both cases: a symmetric matrix's would be, and so are these, transposed twice.
+    // The same numbers; transposed twice, they lie in memory column by column.
     let input = if transposed { x.t()?.contiguous()?.t()? } else { x.contiguous()? };
     let grads = layer.forward(&input)?.sqr()?.sum_all()?.backward()?;
     Ok(grads.get(&x).is_some())
