@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Whether a gradient passes candle-nn's RmsNorm and LayerNorm depends on how the input lies in memory.
 #
 # A good guess: a layer either has a backward pass, or `backward()` fails. Here (candle-core and candle-nn 0.11.1, on a CPU)
@@ -8,7 +8,7 @@
 #
 # Hurt: whoever trains a model with these layers. All parameters before the last norm keep their first values; the loss
 # still goes down a little, by what lies behind it, and nothing is reported.
-set -eu
+set -euo pipefail
 
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
