@@ -64,10 +64,12 @@ impl Artifacts {
         Ok(())
     }
 
-    /// A file that is not what its compiler left. One that is gone is compiled again, without anybody's help.
-    pub(crate) fn damaged(&self) -> Option<&Path> {
+    /// A file that is not what its compiler left. One that is gone is compiled again, without anybody's help. After a
+    /// build that `was_cut_off`, one that was written since may be what a compiler made of it.
+    pub(crate) fn damaged(&self, was_cut_off: bool) -> Option<&Path> {
         let is_damaged = |(file, known): &(&PathBuf, &Artifact)| match stamp(file) {
             Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Ok((_, modified)) if was_cut_off && modified != known.modified => false,
             Ok((bytes, _)) if bytes != known.bytes => true,
             Ok(_) => sha256_of_file(file).ok().as_ref() != Some(&known.sha256),
         };
@@ -92,7 +94,7 @@ mod tests {
         fs::write(&file, "compiled").unwrap();
         let stamped = fs::metadata(&file).unwrap().modified().unwrap();
         Artifacts::open(list.clone()).learn(std::slice::from_ref(&file)).unwrap();
-        let damaged = || Artifacts::open(list.clone()).damaged().map(Path::to_owned);
+        let damaged = || Artifacts::open(list.clone()).damaged(false).map(Path::to_owned);
         assert_eq!(damaged(), None);
         for damage in ["compile", "Compiled", ""] {
             fs::write(&file, damage).unwrap();
@@ -100,6 +102,12 @@ mod tests {
             fs::File::options().write(true).open(&file).unwrap().set_modified(stamped).unwrap();
             assert_eq!(damaged().as_ref(), Some(&file), "{damage:?}");
         }
+        // A compiler may have been at it, and been killed.
+        let cut_off = || Artifacts::open(list.clone()).damaged(true).map(Path::to_owned);
+        assert_eq!(cut_off().as_ref(), Some(&file));
+        let later = stamped + std::time::Duration::from_secs(5);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
+        assert_eq!(cut_off(), None);
         // Compiled anew, it is another one.
         fs::write(&file, "compiled anew").unwrap();
         Artifacts::open(list.clone()).learn(std::slice::from_ref(&file)).unwrap();

@@ -271,7 +271,8 @@ impl Cargo {
     pub(crate) fn heal(&self) -> Result<Option<PathBuf>> {
         let damaged = {
             let _lock = self.lock()?;
-            Artifacts::open(self.artifacts()).damaged().map(Path::to_owned)
+            let was_cut_off = self.unfinished().exists();
+            Artifacts::open(self.artifacts()).damaged(was_cut_off).map(Path::to_owned)
         };
         if damaged.is_some() {
             self.start_afresh()?;

@@ -73,11 +73,14 @@ impl UnsafeMacros {
     pub(crate) fn named_in<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Option<String> {
         let words: Vec<_> = words.into_iter().map(|word| word.trim_start_matches("r#")).collect();
         let derives = words.contains(&"derive");
+        // A macro of its own may be handed the name, and call it.
+        let defines_macros = words.contains(&"macro_rules");
         let word = |at: usize| words.get(at).copied().unwrap_or_default();
         let (name, owner) = (0..words.len()).find_map(|at| {
             let (form, owner) = self.0.get(words[at])?;
             // Under another name it may be called in any way.
-            let is_meant = word(at + 1) == "as"
+            let is_meant = defines_macros
+                || word(at + 1) == "as"
                 || match form {
                     Form::Call => word(at + 1) == "!" && "([{".contains(word(at + 2)),
                     Form::Attribute => {
@@ -284,6 +287,8 @@ mod tests {
             let said = named(&found, use_of).unwrap();
             assert!(said.contains("crate nearby"), "{said}");
         }
+        let handed = "macro_rules! call { ($m:ident) => { nearby::$m!(p) } } call!(peek);";
+        assert!(named(&found, handed).is_some());
         for other in
             ["harmless!(1)", "// peek!", "let a = \"peek\";", "private!()", "peek()", "peek != 1"]
         {

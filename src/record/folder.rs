@@ -22,3 +22,9 @@ pub(crate) const CHECKPOINT: &str = "model.safetensors";
 pub(crate) fn library_name() -> String {
     format!("trainer{}", std::env::consts::DLL_SUFFIX)
 }
+
+/// What a trial that was asked for is, until it is told.
+pub(crate) const ASKED: &str = "asked.json";
+
+/// Its line of the ledger, readable.
+pub(crate) const OUTCOME: &str = "outcome.json";

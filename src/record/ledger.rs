@@ -1,6 +1,6 @@
 //! The append-only record of a study, `trials.jsonl`, and its readable twin, `results.tsv`.
 
-use super::{RESULTS_HEADER, results_row};
+use super::{ASKED, OUTCOME, RESULTS_HEADER, folder_of, results_row};
 use crate::{
     error::{Error, Result},
     record::Trial,
@@ -44,6 +44,7 @@ impl Ledger {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(Error::io("read", &path))?;
         let (trials, length) = read_lines(&bytes, &path)?;
+        check_whole(folder, &path, &trials)?;
         if length < bytes.len() as u64 {
             file.set_len(length).map_err(Error::io("repair", &path))?;
             file.sync_all().map_err(Error::io("repair", &path))?;
@@ -131,6 +132,20 @@ impl Ledger {
         let text: String = std::iter::once(RESULTS_HEADER.to_owned()).chain(rows).collect();
         fs::write(&self.results, text).map_err(Error::io("write", &self.results))
     }
+}
+
+/// That no line is gone. A number may be missing whose trial is still open; one that came to its end is not.
+fn check_whole(folder: &Path, path: &Path, trials: &[Trial]) -> Result<()> {
+    let known: HashSet<usize> = trials.iter().map(|trial| trial.trial).collect();
+    let last = known.iter().max().copied().unwrap_or_default();
+    for number in (0..last).filter(|number| !known.contains(number)) {
+        let trial = folder_of(folder, number);
+        if trial.join(OUTCOME).is_file() && !trial.join(ASKED).is_file() {
+            let problem = format!("the line of trial {number} is missing, which came to its end");
+            return Err(Error::Ledger { path: path.to_owned(), line: number + 1, problem });
+        }
+    }
+    Ok(())
 }
 
 /// The trials, and the length of the lines that hold them.

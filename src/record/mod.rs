@@ -17,7 +17,7 @@ pub use curve::{Curve, PARTS};
 #[cfg(feature = "trainer")]
 pub(crate) use curve::{Recorder, part};
 pub use effort::Effort;
-pub(crate) use folder::{CHECKPOINT, folder_of, library_name, name_of_source};
+pub(crate) use folder::{ASKED, CHECKPOINT, OUTCOME, folder_of, library_name, name_of_source};
 pub use forecast::Forecast;
 pub use ledger::Ledger;
 pub(crate) use results::short;

@@ -6,7 +6,7 @@ use crate::{
     foreign,
     laboratory::Attempt,
     proposer::{Proposal, Turn, Usage},
-    record::folder_of,
+    record::{ASKED, folder_of},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -59,9 +59,6 @@ struct Note {
     begun: usize,
 }
 
-/// In a trial's folder, until it is told.
-const NOTE: &str = "asked.json";
-
 /// A trial that was begun this often and never came to its end may be what ends the program.
 const MOST_BEGINNINGS: usize = 2;
 
@@ -71,7 +68,7 @@ const ENQUEUED: &str = "enqueued";
 impl Note {
     /// Of a trial that is worth beginning again.
     fn read(folder: &Path) -> Option<Self> {
-        let note = fs::read(folder.join(NOTE)).ok()?;
+        let note = fs::read(folder.join(ASKED)).ok()?;
         let note: Self = serde_json::from_slice(&note).ok()?;
         (note.is_proposed && note.begun < MOST_BEGINNINGS).then_some(note)
     }
@@ -206,7 +203,7 @@ impl Study {
     fn lay(&self, asked: &Asked, begun: usize) -> Result<()> {
         let note = serde_json::to_vec_pretty(&asked.note(begun)).unwrap_or_default();
         write_durably(&asked.folder().join(self.name_of_source()), asked.source().as_bytes())?;
-        write_durably(&asked.folder().join(NOTE), &note)
+        write_durably(&asked.folder().join(ASKED), &note)
     }
 
     /// A trial that was begun, and is not to be told now, is taken up later.
@@ -220,7 +217,7 @@ impl Study {
     /// From here on a trial is in the ledger.
     pub(super) fn close(&mut self, number: usize, folder: &Path) {
         self.open.remove(&number);
-        let _ = fs::remove_file(folder.join(NOTE));
+        let _ = fs::remove_file(folder.join(ASKED));
     }
 
     pub(super) fn next_number(&self) -> usize {
@@ -256,7 +253,7 @@ impl Study {
             let source = fs::read_to_string(folder.join(self.name_of_source())).ok();
             // Without either, its folder is laid anew for whatever comes next.
             let Some((note, source)) = Note::read(&folder).zip(source) else { continue };
-            let folder = self.trial_folder(number)?;
+            self.clear_for_another_go(&folder)?;
             let mut proposal = Proposal::new(source, note.description);
             proposal.remarks = note.remarks;
             let usage = Usage { usd: note.propose_usd, tokens: note.propose_tokens };
@@ -275,6 +272,20 @@ impl Study {
             return Ok(Some(asked));
         }
         Ok(None)
+    }
+
+    /// Removes what carrying a trial out left behind, and neither what was proposed nor what its proposer said: a kill
+    /// may come at any moment.
+    fn clear_for_another_go(&self, folder: &Path) -> Result<()> {
+        let source = self.name_of_source();
+        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name != ASKED && *name != *source && !name.starts_with("propose.") {
+                foreign::remove(&entry.path()).map_err(Error::io("remove", entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// A fresh folder for a trial. A trial that was cut off left its own behind.

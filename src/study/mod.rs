@@ -215,13 +215,18 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::io("write", path))
 }
 
-/// The same, on the disk itself when it returns.
+/// Puts a file in place as a whole, and on the disk itself.
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let written = File::create(path).and_then(|mut file| {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
         file.write_all(bytes)?;
-        file.sync_data()
+        file.as_file().sync_data()?;
+        // Readable by whoever may read the folder, as all else there.
+        #[cfg(unix)]
+        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        Ok(file.persist(path)?)
     });
-    written.map_err(Error::io("write", path))
+    written.map(drop).map_err(Error::io("write", path))
 }
 
 /// A seed for one purpose in one trial: independent of what was drawn before in this process.

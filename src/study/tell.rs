@@ -10,8 +10,8 @@ use crate::{
     laboratory::Attempt,
     proposer::Proposal,
     record::{
-        CHECKPOINT, Evidence, Measurement, Metric, Objective, Outcome, Repetition, Status, Trial,
-        library_name,
+        CHECKPOINT, Evidence, Measurement, Metric, OUTCOME, Objective, Outcome, Repetition, Status,
+        Trial, library_name,
     },
     source::{identity, length},
     study::recall,
@@ -277,7 +277,7 @@ impl Study {
             remarks,
         };
         let json = serde_json::to_string_pretty(&trial).unwrap_or_default();
-        write(&folder.join("outcome.json"), &json)?;
+        write(&folder.join(OUTCOME), &json)?;
         let gain = self.gain(&trial);
         self.ledger.append(trial.clone())?;
         self.close(number, &folder);

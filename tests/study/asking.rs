@@ -70,6 +70,15 @@ pub fn several_trials_may_be_open_and_end_in_any_order() {
     let kept = fs::read_to_string(dir.path().join("workspace/idea.txt")).unwrap();
     assert_eq!(kept, "4\n");
     assert!(!dir.path().join("trials/0003/asked.json").exists());
+    // A line that is gone is missed, though others may come in any order.
+    let path = dir.path().join("trials.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    let cut: Vec<_> = whole.lines().filter(|line| !line.contains("\"trial\":1,")).collect();
+    assert_eq!(cut.len(), 3);
+    fs::write(&path, cut.join("\n") + "\n").unwrap();
+    let opened = self::study(dir.path(), project.path()).proposer(lower).open();
+    assert!(matches!(opened, Err(Error::Ledger { .. })));
+    fs::write(&path, whole).unwrap();
     // And it opens again, and goes on.
     let mut study = self::study(dir.path(), project.path()).proposer(lower).open().unwrap();
     assert_eq!(study.best_trial().unwrap().trial, 3);
@@ -126,8 +135,19 @@ pub fn a_trial_that_was_begun_is_taken_up_again() {
     study.optimize(0).unwrap();
     let asked = study.ask().unwrap().unwrap();
     assert_eq!((asked.trial(), asked.proposer()), (1, "once"));
+    let folder = asked.folder().to_owned();
+    fs::write(folder.join("propose.out"), "what an agent said").unwrap();
+    fs::write(folder.join("run.log"), "half a run").unwrap();
     // As it is when the program is killed here.
     drop((study, asked));
+    let mut study = open(true);
+    let again = study.ask().unwrap().unwrap();
+    assert!(folder.join("propose.out").exists() && !folder.join("run.log").exists());
+    // Stopped, and not killed: that does not count.
+    study.stop_handle().stop();
+    let mut again = again;
+    assert_eq!(study.measure(&mut again).unwrap(), None);
+    drop((study, again));
     let mut study = open(true);
     assert_eq!(study.optimize(None).unwrap(), Ended::Exhausted);
     let trial = &study.trials()[1];
